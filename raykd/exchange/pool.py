@@ -1,0 +1,186 @@
+"""The pool client: asks replicas of one teacher on Ray actors, wherever they live.
+
+    request(batch)   to the replica with the least in flight; the fields are kept until the answer is here
+    result()         waits, in order; when a replica dies, hangs or loses an object, everything in flight there is sent again
+                     to another replica
+
+A teacher has no state, so a request may be answered twice; it is used once, by the step that asked for it.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+)
+
+from raykd.errors import RaykdError, SourceError
+from raykd.exchange import codec as codecs
+from raykd.exchange.sources import Fields, Stats, to_send
+from raykd.signals import Signals
+
+LOST = (ActorDiedError, ActorUnavailableError, RayActorError, NodeDiedError, ObjectLostError)
+PATIENCE_S = 0.25  # pause before a request is sent again when no other replica is there
+
+
+@dataclass
+class _Replica:
+    handle: Any
+    in_flight: int = 0
+    queue: int = 0  # depth it last reported: other workers' requests
+    down_since: float | None = None
+
+
+@dataclass
+class _Request:
+    """One request; `ref` is its newest sending."""
+
+    source: PoolSource
+    fields: dict[str, np.ndarray]
+    number: int
+    replica: int = -1
+    ref: Any = None
+    tries: int = 0
+    deadline: float = 0.0
+
+    def result(self) -> Signals:
+        """The signals of this batch. Raises SourceError when the teacher is lost for good."""
+        return self.source.wait_for(self)
+
+
+@dataclass
+class PoolSource:
+    """Source over the replicas of one teacher.
+
+    Attributes:
+        name: of the teacher, for messages.
+        handles: its replicas' actor handles.
+        inputs: "pixels" or "recipe".
+        window: requests kept in flight.
+        timeout_s: longest wait for one answer before it is asked of another replica.
+        retries: of one request.
+        restart_s: how long a pool with no live replica is waited for.
+        in_flight_bytes: bound on replies that are on their way, all requests together.
+    """
+
+    name: str
+    handles: list[Any]
+    inputs: str = "pixels"
+    window: int = 4
+    timeout_s: float = 120.0
+    retries: int = 5
+    restart_s: float = 300.0
+    in_flight_bytes: int = 512 * 1024**2
+    stats: Stats = field(default_factory=Stats)
+
+    def __post_init__(self) -> None:
+        self._replicas = [_Replica(h) for h in self.handles]
+        self._pending: deque[_Request] = deque()
+        self._next = 0
+
+    def request(self, fields: Fields) -> _Request:
+        """Sends one whole batch."""
+        started = time.process_time()
+        request = _Request(self, to_send(fields, self.inputs), self.stats.requests)
+        self.stats.requests += 1
+        self._send(request)
+        self._pending.append(request)
+        self.stats.client_s += time.process_time() - started
+        return request
+
+    def wait_for(self, request: _Request) -> Signals:
+        """Waits for one request's answer, resending as often as `retries` allows."""
+        while True:
+            try:
+                reply = ray.get(request.ref, timeout=max(request.deadline - time.monotonic(), 0.0))
+            except GetTimeoutError:
+                self._lose(request.replica, f"no answer within {self.timeout_s:g} s")
+                continue
+            except RayTaskError as error:
+                raise _original(error, self.name) from None
+            except LOST as error:
+                self._lose(request.replica, type(error).__name__)
+                continue
+            return self._take(request, reply)
+
+    def close(self) -> None:
+        """Forgets what is in flight; the replicas belong to the run's driver."""
+        self._pending.clear()
+
+    def _take(self, request: _Request, reply: codecs.Reply) -> Signals:
+        started = time.process_time()
+        replica = self._replicas[request.replica]
+        replica.in_flight -= 1
+        replica.queue, replica.down_since = reply.queue, None
+        self._pending.remove(request)
+        self.stats.count(reply)
+        signals = codecs.decode(reply.signals)
+        self.window = max(1, min(self.window, self.in_flight_bytes // max(reply.num_bytes, 1)))
+        self.stats.client_s += time.process_time() - started
+        return signals
+
+    def _send(self, request: _Request) -> None:
+        index = self._pick()
+        replica = self._replicas[index]
+        replica.in_flight += 1
+        request.replica, request.tries = index, request.tries + 1
+        request.deadline = time.monotonic() + self.timeout_s
+        request.ref = replica.handle.answer.remote(request.fields)
+        self.stats.bytes_out += sum(a.nbytes for a in request.fields.values())
+
+    def _pick(self) -> int:
+        """The live replica with the least to do; replicas that failed last time come after all others."""
+        count = len(self._replicas)
+        order = [(self._next + i) % count for i in range(count)]
+        self._next = (self._next + 1) % count
+        load = {i: self._replicas[i].in_flight + self._replicas[i].queue for i in order}
+        return min(order, key=lambda i: (self._replicas[i].down_since is not None, load[i]))
+
+    def _lose(self, index: int, why: str) -> None:
+        """Marks a replica down and sends everything in flight there to another one."""
+        replica = self._replicas[index]
+        now = time.monotonic()
+        if replica.down_since is None:
+            warnings.warn(f"Teacher {self.name!r}, replica {index}: {why}; its requests go to another replica.", stacklevel=2)
+        replica.down_since = replica.down_since or now
+        replica.in_flight = replica.queue = 0
+        lost = [r for r in self._pending if r.replica == index]
+        all_down = all(r.down_since is not None for r in self._replicas)
+        oldest = min((r.down_since for r in self._replicas if r.down_since is not None), default=now)
+        newest = max((r.down_since for r in self._replicas if r.down_since is not None), default=now)
+        if all_down and now - newest > self.restart_s:
+            raise SourceError(
+                f"Teacher {self.name!r}: none of {len(self._replicas)} replicas answered for {now - oldest:.0f} s ({why}). "
+                f"The last checkpoint is intact; raise teachers.{self.name}.replicas or .max_restarts and resume."
+            )
+        if not all_down and any(r.tries > self.retries for r in lost):
+            raise SourceError(
+                f"Teacher {self.name!r}: a request failed {self.retries + 1} times ({why}). The last checkpoint is intact; "
+                "look at the replicas' logs, raise launch.request_timeout_s or launch.retries, and resume."
+            )
+        if all_down:
+            time.sleep(PATIENCE_S)
+        for request in lost:
+            self.stats.retries += 1
+            self._send(request)
+
+
+def _original(error: RayTaskError, name: str) -> Exception:
+    """The error the teacher raised, as itself if it is one of ours."""
+    cause = error.cause if isinstance(error.cause, Exception) else error
+    if isinstance(cause, RaykdError):
+        return type(cause)(*cause.args)
+    return SourceError(f"Teacher {name!r} failed: {type(cause).__name__}: {cause}")

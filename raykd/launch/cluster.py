@@ -1,0 +1,152 @@
+"""Connecting to Ray: a running cluster, or one started here for the run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raykd.config import Job
+from raykd.errors import ResourceError
+
+NAMESPACE = "raykd"
+EXCLUDES = [".git", ".venv", "venv", "runs", "__pycache__", "*.parquet", "*.safetensors", "*.pt", "*.th"]
+LARGEST_WORKING_DIR_BYTES = 200 * 1024**2
+
+
+@contextmanager
+def connected(job: Job) -> Iterator[None]:
+    """Ray for the length of a run: the cluster this process is connected to already, the one at `launch.address` or
+    RAY_ADDRESS, or a new one on this machine. A cluster started here is stopped at the end.
+
+    Raises:
+        ResourceError: the cluster cannot be reached; the message says what to do.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = job.launch.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": False,
+        "configure_logging": True,
+        "logging_level": "error",
+    }
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address:
+        _connect(address, options | {"runtime_env": _runtime_env()})
+    else:
+        ray.init(address="local", include_dashboard=False, runtime_env={"env_vars": _env()}, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def nodes() -> dict[str, dict[str, float]]:
+    """Live nodes -> what is free on each (what it has in all where Ray does not say)."""
+    try:
+        from ray._private.state import available_resources_per_node
+
+        free = available_resources_per_node()
+    except Exception:
+        free = {}
+    return {n["NodeID"]: dict(free.get(n["NodeID"], n["Resources"])) for n in ray.nodes() if n["Alive"]}
+
+
+def require_shared(folder: Path, timeout_s: float = 60.0) -> None:
+    """Checks that every node sees the run folder.
+
+    Raises:
+        ResourceError: a node does not; names it.
+    """
+    alive = [n for n in ray.nodes() if n["Alive"]]
+    if len(alive) < 2:
+        return
+    token = folder / f".shared-{uuid.uuid4().hex}"
+    token.write_text("")
+    look = ray.remote(num_cpus=0)(_exists)
+    try:
+        refs = {n["NodeID"]: look.options(scheduling_strategy=_on(n["NodeID"])).remote(str(token)) for n in alive}
+        blind = [n["NodeManagerAddress"] for n in alive if not ray.get(refs[n["NodeID"]], timeout=timeout_s)]
+    finally:
+        token.unlink()
+    if blind:
+        raise ResourceError(
+            f"Run folder {folder}: expected a path that all {len(alive)} nodes share, and {', '.join(blind)} cannot see it. "
+            "Set `runs` to a folder on a shared file system."
+        )
+
+
+def _on(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _connect(address: str, options: Mapping[str, Any]) -> None:
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:
+        raise ResourceError(_explain(address, error)) from None
+
+
+def _explain(address: str, error: Exception) -> str:
+    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    if "auth" in str(error).lower() or "token" in str(error).lower():
+        return (
+            f"Ray cluster at {address!r} refused the connection ({text}). Its token is missing or differs: copy the head's "
+            "~/.ray/auth_token here or set RAY_AUTH_TOKEN, or start the cluster with RAY_AUTH_MODE=disabled."
+        )
+    return (
+        f"Ray cluster at {address!r} cannot be reached ({text}). Check launch.address and RAY_ADDRESS, start one with "
+        "`ray start --head`, or leave both unset to run on this machine."
+    )
+
+
+def _runtime_env() -> dict[str, Any]:
+    """The user's modules travel to other nodes; inside a submitted job Ray has shipped them already."""
+    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        return {"env_vars": {k: v for k, v in _env().items() if k != "PYTHONPATH"}}
+    here = Path.cwd()
+    import raykd
+
+    env: dict[str, Any] = {"env_vars": _env(), "py_modules": [str(Path(raykd.__file__).parent)]}
+    if _size(here) <= LARGEST_WORKING_DIR_BYTES:
+        env |= {"working_dir": str(here), "excludes": EXCLUDES}
+    return env
+
+
+def _size(folder: Path) -> int:
+    """Bytes that would be shipped; stops counting at the limit."""
+    total = 0
+    skip = {".git", ".venv", "venv", "runs", "__pycache__", "node_modules"}
+    for place, folders, files in os.walk(folder):
+        folders[:] = [f for f in folders if f not in skip]
+        for name in files:
+            if Path(name).suffix in (".parquet", ".safetensors", ".pt", ".th"):
+                continue
+            path = Path(place) / name
+            total += path.stat().st_size if path.is_file() else 0
+        if total > LARGEST_WORKING_DIR_BYTES:
+            break
+    return total
+
+
+def _env() -> dict[str, str]:
+    """Environment of every process of the run: one thread unless the role asks for more, this driver's import path."""
+    paths = [str(Path(p).resolve()) for p in sys.path if p and Path(p).is_dir() and "site-packages" not in p]
+    extra = [p for p in paths if not p.startswith(sys.base_prefix)]
+    kept = {name: os.environ[name] for name in ("RAYKD_CACHE", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S") if name in os.environ}
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys([str(Path.cwd()), *extra])), "OMP_NUM_THREADS": "1", **kept}

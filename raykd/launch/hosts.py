@@ -1,0 +1,250 @@
+"""The two hosts of `learn`: Ray Train workers, and a group of actors in a placement group with torch.distributed.
+
+Both restart the whole group from the newest committed checkpoint when a worker dies, up to `launch.max_failures` times. An
+error of ours (bad data, a diverging loss, a stop) is written to the run folder by the worker that met it and is not retried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from raykd import errors
+from raykd.config import Job
+from raykd.errors import RaykdError, ResourceError, SourceError
+from raykd.exchange.pool import PoolSource
+from raykd.exchange.sources import Source
+from raykd.launch.assembly import local_sources
+from raykd.roles.losses import Plan
+from raykd.roles.network import Facts
+from raykd.schemes.offline import Setting, learn
+
+STOP, FATAL, LEARNED = "STOP", "fatal.json", "learned.json"
+STOP_POLL_S = 0.1
+
+
+class Asked:
+    """Whether a stop was asked for: a file in the run folder, looked for at most ten times a second."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._next, self._seen = folder / STOP, 0.0, False
+
+    def __call__(self) -> bool:
+        """True from the moment the file is seen."""
+        now = time.monotonic()
+        if not self._seen and now >= self._next:
+            self._next = now + STOP_POLL_S
+            self._seen = self._path.exists()
+        return self._seen
+
+
+def sources(job: Job, plans: list[Plan], known: Facts, handles: Mapping[str, list[Any]]) -> dict[str, Source]:
+    """Every teacher's source, in the job's order: inline ones are built here, pooled ones are asked."""
+    inline = local_sources(job, plans, known, pickled=False)
+    launch = job.launch
+    pools = {
+        name: PoolSource(
+            name,
+            replicas,
+            inputs=job.teachers[name].inputs,
+            window=max(launch.window, 2 * len(replicas)),
+            timeout_s=launch.request_timeout_s,
+            retries=launch.retries,
+            restart_s=launch.start_timeout_s,
+            in_flight_bytes=launch.in_flight_bytes,
+        )
+        for name, replicas in handles.items()
+    }
+    return {name: inline.get(name) or pools[name] for name in job.teachers}
+
+
+def work(rank: int, world: int, config: Mapping[str, Any]) -> None:
+    """One worker, on either host: learns, and leaves its result or its error in the run folder."""
+    folder = Path(config["folder"])
+    if (folder / FATAL).exists():
+        return
+    job, plans, known = config["job"], config["plans"], config["facts"]
+    try:
+        found = learn(
+            rank, world, job, sources(job, plans, known, config["handles"]), Setting(plans, known, folder, Asked(folder))
+        )
+    except RaykdError as error:
+        _write(folder / FATAL, {"type": _base(error), "message": str(error), "rank": rank})
+        if world > 1:
+            raise  # so that the others do not wait for this rank
+        return
+    if rank == 0:
+        _write(folder / LEARNED, found)
+
+
+def train(job: Job, config: Mapping[str, Any], poll: Callable[[], None]) -> None:
+    """Hosts `learn` on Ray Train workers; returns when all have ended.
+
+    Raises:
+        SourceError: the group failed more often than `launch.max_failures`.
+    """
+    import threading
+
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    launch = job.launch
+    resources = {"CPU": launch.cpus, **launch.resources} | ({"GPU": launch.gpus} if launch.gpus else {})
+    trainer = TorchTrainer(
+        _train_loop,
+        train_loop_config=dict(config),
+        torch_config=TorchConfig(backend="nccl" if launch.gpus and torch.cuda.is_available() else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=launch.workers,
+            use_gpu=launch.gpus > 0,
+            resources_per_worker=resources,
+            placement_strategy=launch.placement_strategy,
+        ),
+        run_config=RunConfig(
+            name=f"train-{os.getpid()}-{time.time_ns()}",
+            storage_path=str(Path(config["folder"]) / "host"),
+            failure_config=FailureConfig(max_failures=launch.max_failures),
+        ),
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        poll()
+        thread.join(0.2)
+    poll()
+    if failure and not (Path(config["folder"]) / FATAL).exists():
+        raise SourceError(f"The student's workers failed: {_last_line(failure[0])} The run can be resumed.") from failure[0]
+
+
+def _train_loop(config: dict[str, Any]) -> None:
+    from ray.train import get_context
+
+    context = get_context()
+    work(context.get_world_rank(), context.get_world_size(), config)
+
+
+class _Worker:
+    """One data-parallel student in an actor group."""
+
+    def address(self) -> tuple[str, int]:
+        """A free port on this worker's node, for the group's meeting."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+    def work(self, rank: int, world: int, address: tuple[str, int], config: dict[str, Any]) -> None:
+        """Joins the group and learns."""
+        if world > 1:
+            backend = "nccl" if config["job"].launch.gpus and torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, init_method=f"tcp://{address[0]}:{address[1]}", rank=rank, world_size=world)
+        try:
+            work(rank, world, config)
+        finally:
+            if world > 1:
+                dist.destroy_process_group()
+
+
+def actors(job: Job, config: Mapping[str, Any], poll: Callable[[], None]) -> None:
+    """Hosts `learn` on actors in a placement group; returns when all have ended.
+
+    Raises:
+        ResourceError: the group was not placed in time. SourceError: it failed more often than `launch.max_failures`.
+    """
+    failures = 0
+    while True:
+        error = _group(job, dict(config), poll)
+        if error is None or (Path(config["folder"]) / FATAL).exists():
+            return
+        failures += 1
+        if not restart(failures, job.launch.max_failures):
+            raise SourceError(f"The student's workers failed {failures} times: {_last_line(error)} The run can be resumed.")
+
+
+def restart(failures: int, allowed: int) -> bool:
+    """Whether a group that has failed this often is started once more; a negative allowance is without end."""
+    return allowed < 0 or failures <= allowed
+
+
+def _group(job: Job, config: dict[str, Any], poll: Callable[[], None]) -> BaseException | None:
+    """One life of the group: None when all workers ended, else what one of them died of."""
+    launch = job.launch
+    bundle = {"CPU": launch.cpus, **launch.resources} | ({"GPU": launch.gpus} if launch.gpus else {})
+    group = ray.util.placement_group([bundle] * launch.workers, strategy=launch.placement_strategy)
+    workers: list[Any] = []
+    try:
+        try:
+            ray.get(group.ready(), timeout=launch.start_timeout_s)
+        except GetTimeoutError:
+            raise ResourceError(
+                f"Student workers: {launch.workers} x {bundle} were not placed within {launch.start_timeout_s:g} s. "
+                "Lower launch.workers or launch.cpus, or add nodes."
+            ) from None
+        make = ray.remote(_Worker).options(
+            num_cpus=launch.cpus,
+            num_gpus=launch.gpus,
+            resources=dict(launch.resources) or None,
+            scheduling_strategy=ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group),
+        )
+        workers = [make.remote() for _ in range(launch.workers)]
+        address = ray.get(workers[0].address.remote(), timeout=launch.start_timeout_s)
+        shared = ray.put(config)
+        refs = [w.work.remote(rank, len(workers), address, shared) for rank, w in enumerate(workers)]
+        return _watch(refs, poll)
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+        ray.util.remove_placement_group(group)
+
+
+def _watch(refs: list[Any], poll: Callable[[], None]) -> BaseException | None:
+    waiting = list(refs)
+    while waiting:
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=0.2)
+        poll()
+        try:
+            ray.get(done)
+        except (RayActorError, RayTaskError) as error:
+            return error
+    return None
+
+
+def fatal(folder: Path) -> RaykdError | None:
+    """The error a worker left in the run folder, as itself."""
+    path = folder / FATAL
+    if not path.exists():
+        return None
+    left = json.loads(path.read_text())
+    return getattr(errors, left["type"], RaykdError)(left["message"])
+
+
+def _base(error: RaykdError) -> str:
+    return next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
+
+
+def _write(path: Path, content: Any) -> None:
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(content))
+    os.replace(part, path)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return (lines[-1].strip() if lines else type(error).__name__).rstrip(".") + "."

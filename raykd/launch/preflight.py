@@ -1,0 +1,103 @@
+"""Does the job fit the cluster? Needs against nodes, by first fit; pure, so it is tested without a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from raykd.config import Job
+from raykd.errors import ResourceError
+
+
+@dataclass(frozen=True)
+class Need:
+    """`count` processes that each reserve the same; `setting` is the path that changes it."""
+
+    what: str
+    count: int
+    resources: Mapping[str, float]
+    setting: str
+
+
+@dataclass
+class Verdict:
+    """Whether all processes find a node, and where."""
+
+    fits: bool
+    text: str
+    placed: dict[str, list[str]] = field(default_factory=dict)
+
+
+def needs(job: Job) -> list[Need]:
+    """What the job reserves: student workers and the replicas of teachers in pools."""
+    launch = job.launch
+    workers = _resources(launch.cpus, launch.gpus, launch.resources)
+    found = [Need("student workers", launch.workers, workers, "launch.workers, launch.cpus or launch.gpus")]
+    for name, teacher in job.teachers.items():
+        if teacher.placement == "pool":
+            asked = _resources(teacher.cpus, teacher.gpus, teacher.resources)
+            settings = f"teachers.{name}.replicas, .cpus or .gpus"
+            found.append(Need(f"teacher {name}", teacher.replicas, asked, settings))
+    return found
+
+
+def fit(wanted: Sequence[Need], nodes: Mapping[str, Mapping[str, float]]) -> Verdict:
+    """Places every process on a node with room, the largest first.
+
+    Args:
+        wanted: of one job.
+        nodes: node -> free resources.
+    """
+    free = {node: dict(resources) for node, resources in nodes.items()}
+    placed: dict[str, list[str]] = {}
+    order = sorted(wanted, key=lambda n: (-n.resources.get("GPU", 0), -n.resources.get("CPU", 0)))
+    for need in order:
+        for _ in range(need.count):
+            node = next((n for n, has in free.items() if _room(has, need.resources)), None)
+            if node is None:
+                return Verdict(False, _refusal(need, wanted, nodes), placed)
+            for name, amount in need.resources.items():
+                free[node][name] -= amount
+            placed.setdefault(need.what, []).append(node)
+    return Verdict(True, _sum(wanted, nodes), placed)
+
+
+def require(job: Job, nodes: Mapping[str, Mapping[str, float]]) -> Verdict:
+    """As `fit`.
+
+    Raises:
+        ResourceError: the job does not fit; the message holds the sum and the setting to change.
+    """
+    verdict = fit(needs(job), nodes)
+    if not verdict.fits:
+        raise ResourceError(verdict.text)
+    return verdict
+
+
+def _resources(cpus: float, gpus: float, custom: Mapping[str, float]) -> dict[str, float]:
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {}) | dict(custom)
+
+
+def _room(has: Mapping[str, float], wants: Mapping[str, float]) -> bool:
+    return all(has.get(name, 0.0) + 1e-9 >= amount for name, amount in wants.items())
+
+
+def _sum(wanted: Sequence[Need], nodes: Mapping[str, Mapping[str, float]]) -> str:
+    names = list(dict.fromkeys(n for need in wanted for n in need.resources))
+    parts = []
+    for name in names:
+        asked = sum(need.count * need.resources.get(name, 0.0) for need in wanted)
+        there = sum(has.get(name, 0.0) for has in nodes.values())
+        parts.append(f"{name} {asked:g} of {there:g} free")
+    return f"{', '.join(parts)} on {len(nodes)} node{'s' if len(nodes) != 1 else ''}"
+
+
+def _refusal(failed: Need, wanted: Sequence[Need], nodes: Mapping[str, Mapping[str, float]]) -> str:
+    lines = [f"  {need.what}: {need.count} x ({', '.join(f'{n} {a:g}' for n, a in need.resources.items())})" for need in wanted]
+    return "\n".join(
+        [
+            f"Resources: the job does not fit the cluster ({_sum(wanted, nodes)}); no node has room for {failed.what}.",
+            *lines,
+            f"Change {failed.setting}, or add nodes.",
+        ]
+    )

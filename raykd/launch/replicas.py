@@ -1,0 +1,135 @@
+"""Teacher replicas on Ray actors: started by the driver, owned by it, gone with it."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from raykd.config import Job
+from raykd.data.batches import evaluation_batches
+from raykd.data.splits import open_data
+from raykd.errors import RaykdError, ResourceError, SourceError
+from raykd.exchange.codec import Reply
+from raykd.launch.assembly import make_teacher
+from raykd.roles.evaluator import evaluate
+from raykd.roles.losses import Plan
+from raykd.roles.network import Facts
+
+
+class Replica:
+    """One copy of a teacher. Calls queue up in one thread, so that threads and bits are those of the inline teacher."""
+
+    def __init__(self, job: Job, name: str, plans: list[Plan], known: Facts) -> None:
+        self._job, self._name = job, name
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._queue = 0
+        self._teacher = self._thread.submit(make_teacher, job, name, plans, known).result()
+
+    async def ready(self) -> bool:
+        """True once the model is loaded."""
+        return True
+
+    async def answer(self, fields: dict[str, Any]) -> Reply:
+        """Encoded signals of one batch."""
+        self._queue += 1
+        try:
+            reply = await asyncio.get_running_loop().run_in_executor(self._thread, self._teacher.answer, fields)
+        finally:
+            self._queue -= 1
+        reply.queue = self._queue
+        return reply
+
+    async def accuracy(self, split: str, part: int, parts: int) -> tuple[float, float, int, bool]:
+        """(right at 1, right at 5, images, top-5 is meaningful) on every `parts`-th slice of a split."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._measure, split, part, parts)
+
+    def _measure(self, split: str, part: int, parts: int) -> tuple[float, float, int, bool]:
+        dataset = open_data(self._job.data, split)
+        found = evaluate(self._teacher.logits, evaluation_batches(dataset, 128, rank=part, world=parts))
+        top5 = found.top5 if found.top5 is not None else 0.0
+        return found.top1 * found.count, top5 * found.count, found.count, found.top5 is not None
+
+
+def start(job: Job, plans: list[Plan], known: Facts) -> dict[str, list[Any]]:
+    """Starts all replicas of all pooled teachers and waits until their models are loaded.
+
+    Raises:
+        ResourceError: they were not placed in time. ModelError and others: as the teacher raised them.
+    """
+    shared = ray.put((job, plans, known))
+    handles: dict[str, list[Any]] = {}
+    for name, spec in job.teachers.items():
+        if spec.placement == "pool":
+            handles[name] = [_actor(job, name).remote(shared, name) for _ in range(spec.replicas)]
+    for name, replicas in handles.items():
+        try:
+            ray.get([r.ready.remote() for r in replicas], timeout=job.launch.start_timeout_s)
+        except GetTimeoutError:
+            stop(handles)
+            raise ResourceError(
+                f"Teacher {name!r}: {len(replicas)} replicas were not ready within {job.launch.start_timeout_s:g} s. "
+                "Is something else using the cluster? `ray status` shows it; launch.start_timeout_s waits longer."
+            ) from None
+        except (RayActorError, RayTaskError) as error:
+            stop(handles)
+            raise original(error, f"Teacher {name!r}") from None
+    return handles
+
+
+def stop(handles: dict[str, list[Any]]) -> None:
+    """Kills all replicas."""
+    for replicas in handles.values():
+        for replica in replicas:
+            ray.kill(replica)
+
+
+def accuracy(replicas: list[Any], split: str, timeout_s: float) -> dict[str, Any]:
+    """Accuracy of one teacher, its replicas sharing the images: {"top1", "top5", "count", "split"}."""
+    parts = [r.accuracy.remote(split, i, len(replicas)) for i, r in enumerate(replicas)]
+    try:
+        found = ray.get(parts, timeout=timeout_s)
+    except (RayActorError, RayTaskError, GetTimeoutError) as error:
+        raise original(error, "Measuring a teacher") from None
+    top1, top5, count = (sum(f[i] for f in found) for i in range(3))
+    return {"top1": top1 / count, "top5": top5 / count if found[0][3] else None, "count": int(count), "split": split}
+
+
+def original(error: BaseException, who: str) -> Exception:
+    """The raykd error inside a Ray error, as itself; else a SourceError that says who failed."""
+    seen: set[int] = set()
+    inner: Any = error
+    while inner is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        if isinstance(inner, RaykdError):
+            base = next(c for c in type(inner).__mro__ if c.__module__ == "raykd.errors")
+            return base(str(inner.args[0]) if inner.args else str(inner))
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    text = str(error).strip().splitlines()
+    return SourceError(f"{who} failed: {type(error).__name__}: {text[-1] if text else ''}")
+
+
+class _Loaded(Replica):
+    """Replica whose arguments come as one shared object."""
+
+    def __init__(self, shared: tuple[Job, list[Plan], Facts], name: str) -> None:
+        job, plans, known = shared
+        super().__init__(job, name, plans, known)
+
+
+def _actor(job: Job, name: str) -> Any:
+    spec = job.teachers[name]
+    hidden = {} if spec.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return ray.remote(_Loaded).options(
+        num_cpus=spec.cpus,
+        num_gpus=spec.gpus,
+        resources=dict(spec.resources) or None,
+        max_restarts=spec.max_restarts,
+        max_task_retries=0,
+        max_concurrency=1000,
+        scheduling_strategy="SPREAD",
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(job.launch.threads), **hidden}},
+    )

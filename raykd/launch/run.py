@@ -1,0 +1,331 @@
+"""Running a job: checks, stages, teachers, students, result. The driver watches; it never touches a tensor.
+
+resolve -> check -> run folder -> connect -> for each stage, the baseline, the job itself:
+    pre-flight -> teachers start -> teachers are measured -> learn on a host -> result.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from raykd.config import Job, read, resolve, to_dict, write
+from raykd.data.batches import Plan as Order
+from raykd.data.batches import evaluation_batches
+from raykd.data.splits import open_data
+from raykd.errors import ConfigError, Interrupted, JobFaults
+from raykd.launch import assembly, preflight
+from raykd.launch.checks import faults
+from raykd.launch.observer import Observer
+from raykd.roles.evaluator import evaluate
+from raykd.roles.losses import Plan
+from raykd.roles.network import Facts
+from raykd.schemes.offline import Setting, learn
+
+RESULT, JOB = "result.json", "job.json"
+POLL_S = 0.2
+
+
+def run(
+    job: Job, *, folder: Path | str | None = None, resume: bool = False, observer: Observer | None = None
+) -> dict[str, Any]:
+    """Runs a job to its end.
+
+    Args:
+        job: what to run.
+        folder: the run folder; None: a new one, `<runs>/<name>-<number>`.
+        resume: continue the run in `folder` (None: the newest of this name) from its last checkpoint.
+        observer: hears of the progress; None: nobody.
+
+    Returns:
+        The content of result.json: accuracies of teachers and student (shares in [0, 1]), steps, seconds, traffic.
+
+    Raises:
+        JobFaults: everything that is wrong with the job, before anything started.
+        ResourceError: the cluster cannot hold it. Interrupted: stopped, and resumable. Others of raykd.errors: as they say.
+    """
+    job = resolve(job)
+    found = faults(job)
+    if found:
+        raise JobFaults.of(found)
+    place = _folder(job, Path(folder) if folder else None, resume)
+    _keep_job(job, place, resume)
+    watcher = _Watcher(observer or Observer(), place)
+    with watcher.signals(), _backend(job):
+        if job.launch.backend == "ray":
+            from raykd.launch import cluster
+
+            cluster.require_shared(place)
+        return _tree("", job, place, watcher)
+
+
+def find_folder(job: Job) -> Path | None:
+    """The newest run folder of this job's name."""
+    found = _numbered(job)
+    return found[-1][1] if found else None
+
+
+class _Watcher:
+    """The driver's ear: passes progress on and turns signals into stop files."""
+
+    def __init__(self, observer: Observer, root: Path) -> None:
+        self.observer, self.root = observer, root
+        self.active: Path | None = None
+        self.stopping = False
+        self._next = 0.0
+
+    def poll(self) -> None:
+        """Lets the observer look, at most five times a second."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + POLL_S
+            self.observer.poll()
+
+    def check(self) -> None:
+        """Raises Interrupted if a stop was asked for while nothing was training."""
+        if self.stopping:
+            raise Interrupted(f"Stopped. Resume with --resume {self.root}.")
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """First Ctrl-C or SIGTERM: checkpoint and end. Second Ctrl-C: end now."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        if self.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopping = True
+        if self.active is not None:
+            (self.active / "STOP").touch()
+        self.observer.note("Stopping: a checkpoint is written first. Ctrl-C again to stop at once.")
+
+
+def _folder(job: Job, folder: Path | None, resume: bool) -> Path:
+    if folder is None and resume:
+        folder = find_folder(job)
+        if folder is None:
+            raise ConfigError(f"Resume: no run of {job.name!r} in {job.runs!r}. Leave --resume out to start one.")
+    if folder is None:
+        number = (_numbered(job) or [(0, None)])[-1][0] + 1
+        folder = Path(job.runs) / f"{job.name}-{number:03d}"
+    folder = folder.absolute()
+    if not resume and (folder / JOB).exists():
+        raise ConfigError(f"Run folder {folder} holds a run already. Resume it with --resume {folder}, or name another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"Run folder {folder}: cannot be made ({error}). Set `runs` or --folder to a folder you may write."
+        ) from None
+    return folder
+
+
+def _numbered(job: Job) -> list[tuple[int, Path]]:
+    places = Path(job.runs).glob(f"{job.name}-*") if Path(job.runs).is_dir() else []
+    tails = [(p.name[len(job.name) + 1 :], p) for p in places]
+    return sorted((int(tail), p.absolute()) for tail, p in tails if tail.isdigit())
+
+
+def _keep_job(job: Job, folder: Path, resume: bool) -> None:
+    """Writes job.json, or on resume compares with it: only `launch` (but for workers and threads) and `runs` may differ."""
+    if not (resume and (folder / JOB).exists()):
+        write(job, folder / JOB)
+        return
+    before, now = (_flat(to_dict(j)) for j in (resolve(read(folder / JOB)), job))
+    free = lambda p: p == "runs" or (".launch." in f".{p}" and not p.endswith((".workers", ".threads")))  # noqa: E731
+    changed = [p for p in sorted({*before, *now}) if before.get(p) != now.get(p) and not free(p)]
+    if changed:
+        shown = "; ".join(f"{p}: was {before.get(p)!r}, is {now.get(p)!r}" for p in changed[:6])
+        raise ConfigError(f"Resume {folder}: the job has changed ({shown}). Change it back, or start a new run.")
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {p: v for k, inner in value.items() for p, v in _flat(inner, f"{path}.{k}" if path else k).items()}
+    return {path: value}
+
+
+@contextlib.contextmanager
+def _backend(job: Job) -> Iterator[None]:
+    if job.launch.backend == "local":
+        yield
+        return
+    from raykd.launch import cluster
+
+    with cluster.connected(job):
+        yield
+
+
+def _tree(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]:
+    """Stages, then the baseline, then the job itself; what is finished is not run again."""
+    if (folder / RESULT).exists():
+        result = json.loads((folder / RESULT).read_text())
+        watcher.observer.skip(path, folder, result)
+        return result
+    folder.mkdir(parents=True, exist_ok=True)
+    stages, places = {}, {}
+    for name, stage in job.stages.items():
+        places[name] = folder / "stages" / name
+        stages[name] = _tree(_join(path, f"stages.{name}"), stage, places[name], watcher)
+    alone = None
+    if job.baseline and job.losses:
+        alone = _tree(_join(path, "baseline"), _alone(job), folder / "baseline", watcher)["student"]
+    watcher.check()
+    result = _one(path, assembly.with_stage_weights(job, places), folder, watcher)
+    result |= {"baseline": alone, "stages": stages}
+    part = folder / f".{RESULT}.{os.getpid()}"
+    part.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(part, folder / RESULT)
+    watcher.observer.end(path, folder, result)
+    return result
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _alone(job: Job) -> Job:
+    return dataclasses.replace(job, teachers={}, losses={}, ce_weight=1.0, stages={}, baseline=False)
+
+
+def _one(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]:
+    """One training: teachers measured, student taught."""
+    started = time.time()
+    known = assembly.facts(job)
+    plans = assembly.connect(job, known)
+    steps = Order(known.num_samples, job.training.batch_size or 1, job.seed, drop_last=job.training.drop_last).steps_per_epoch
+    total = min(steps * (job.training.epochs or 1), job.training.max_steps or 10**12)
+    for name in ("STOP", "fatal.json", "learned.json"):
+        (folder / name).unlink(missing_ok=True)
+    watcher.active = folder
+    watcher.observer.begin(path, job, folder, total)
+    try:
+        host = _local if job.launch.backend == "local" else _on_ray
+        teachers, learned = host(path, job, plans, known, folder, watcher)
+    finally:
+        watcher.active = None
+    exchange = learned.pop("exchange")
+    return {
+        "name": job.name,
+        "seed": job.seed,
+        "folder": str(folder),
+        "commit": commit(),
+        "hardware": hardware(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
+        "seconds": round(time.time() - started, 3),
+        "teachers": teachers,
+        "student": {"model": job.student.model, "parameters": _parameters(job, known)} | learned,
+        "exchange": exchange,
+    }
+
+
+def _local(
+    path: str, job: Job, plans: list[Plan], known: Facts, folder: Path, watcher: _Watcher
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    from raykd.launch.hosts import Asked
+
+    sources = assembly.local_sources(job, plans, known, pickled=True)
+    teachers = {name: _measure_here(path, job, name, sources[name].teacher, watcher) for name in sources}  # type: ignore[attr-defined]
+    asked = Asked(folder)
+
+    def should_stop() -> bool:
+        watcher.poll()
+        return asked()
+
+    return teachers, learn(0, 1, job, sources, Setting(plans, known, folder, should_stop))
+
+
+def _on_ray(
+    path: str, job: Job, plans: list[Plan], known: Facts, folder: Path, watcher: _Watcher
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    from raykd.launch import cluster, hosts, replicas
+
+    watcher.observer.note(f"Resources: {preflight.require(job, cluster.nodes()).text}.")
+    handles = replicas.start(job, plans, known)
+    try:
+        watcher.check()
+        split = _teacher_split(job)
+        teachers = {}
+        for name, spec in job.teachers.items():
+            if name in handles:
+                found = replicas.accuracy(handles[name], split, 20 * job.launch.request_timeout_s)
+                teachers[name] = _measured(path, spec, name, found, watcher)
+            else:
+                teacher = assembly.make_teacher(job, name, plans, known)
+                teachers[name] = _measure_here(path, job, name, teacher, watcher)
+        config = {"job": job, "plans": plans, "facts": known, "folder": str(folder), "handles": handles}
+        watcher.check()
+        host = hosts.train if job.launch.host == "train" else hosts.actors
+        host(job, config, watcher.poll)
+    finally:
+        replicas.stop(handles)
+    error = hosts.fatal(folder)
+    if error is not None:
+        raise error
+    learned = folder / hosts.LEARNED
+    if not learned.exists():
+        raise Interrupted(f"The workers ended before the training did. Resume with --resume {watcher.root}.")
+    return teachers, json.loads(learned.read_text())
+
+
+def _teacher_split(job: Job) -> str:
+    return "test" if job.data.test is not None else "eval"
+
+
+def _measure_here(path: str, job: Job, name: str, teacher: Any, watcher: _Watcher) -> dict[str, Any]:
+    split = _teacher_split(job)
+    found = evaluate(teacher.logits, evaluation_batches(open_data(job.data, split), 128))
+    accuracy = {"top1": found.top1, "top5": found.top5, "count": found.count, "split": split}
+    return _measured(path, job.teachers[name], name, accuracy, watcher)
+
+
+def _measured(path: str, spec: Any, name: str, accuracy: Mapping[str, Any], watcher: _Watcher) -> dict[str, Any]:
+    found = dict(accuracy) | {"model": spec.model, "weights": spec.weights, "source": "measured here"}
+    watcher.observer.teacher(path, name, found["split"], found)
+    return found
+
+
+def _parameters(job: Job, known: Facts) -> int:
+    return sum(p.numel() for p in assembly.meta_model(job.student, known).parameters())
+
+
+def commit() -> str | None:
+    """The commit raykd runs from, with `+` if files have changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+        dirty = subprocess.run(
+            ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def hardware() -> str:
+    """CPU and GPU of the driver's machine."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return f"{platform.machine()}, {os.cpu_count()} cores" + (f", {len(gpus)} x {gpus[0]}" if gpus else ", no GPU")

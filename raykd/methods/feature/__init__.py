@@ -1,0 +1,1 @@
+"""Methods that survey section 1.2 names first: feature knowledge."""

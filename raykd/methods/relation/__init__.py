@@ -1,0 +1,1 @@
+"""Methods that survey section 1.3 names first: relation knowledge."""

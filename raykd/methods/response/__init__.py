@@ -1,0 +1,1 @@
+"""Methods that survey section 1.1 names first: response knowledge."""

@@ -1,0 +1,32 @@
+"""Models by name, their layers by name, their weights by file. No Ray here.
+
+model = build("cifar_resnet20", num_classes=10)
+load_weights(model, "resnet20.th")
+with Taps(model, ["stage-1", "logits"]) as taps:
+    model(images)
+    features = taps["stage-1"]
+"""
+
+from raykd.models.addresses import Layer, classifier, layers, resolve, stages
+from raykd.models.factory import build
+from raykd.models.measure import Cost, cost, fingerprint
+from raykd.models.taps import Taps
+from raykd.models.weights import load_weights, pretrained, resolve_pretrained
+from raykd.models.zoo import names
+
+__all__ = [
+    "Cost",
+    "Layer",
+    "Taps",
+    "build",
+    "classifier",
+    "cost",
+    "fingerprint",
+    "layers",
+    "load_weights",
+    "names",
+    "pretrained",
+    "resolve",
+    "resolve_pretrained",
+    "stages",
+]

@@ -1,0 +1,164 @@
+"""One training followed: what is worth saying about it. No terminal here, so that all of it can be tested as text."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from raykd.config import Job
+from raykd.report import tables
+from raykd.report.follow import Follower, Progress, Record
+
+ADVICE_ABOVE = 0.15
+
+
+class Remark(NamedTuple):
+    """One line to print; `kind` is eval, note or warn."""
+
+    kind: str
+    text: str
+
+
+class Watch:
+    """Follows one training's metrics.jsonl.
+
+    What the file holds already when a resumed run begins is taken in silence.
+
+    Args:
+        path: of the training: "" for the job itself, "baseline", "stages.<name>".
+        job: resolved.
+        folder: of the training.
+        total_steps: of the whole training.
+        clock: seconds that pass.
+    """
+
+    def __init__(self, path: str, job: Job, folder: Path, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path, self.job = path, job
+        self.title = tables.title(path, job.name)
+        self.progress = Progress(total_steps, clock)
+        self._follower = Follower(folder / "metrics.jsonl")
+        self._best: tuple[float, int] | None = None
+        self._evaluated = self._old = -1
+        self._advised = False
+        self._shown_norms = False
+        self._judged: dict[str, int] = {}
+        for record in self._follower.read()[0]:
+            self._old = max(self._old, int(record.get("step", -1)))
+            self._take(record, live=False)
+
+    def poll(self) -> list[Remark]:
+        """Reads what is new and says what is worth reading."""
+        records, over = self._follower.read()
+        if over:
+            self.progress.restart()
+        kept = self._kept(records) if over else 0
+        remarks = []
+        for place, record in enumerate(records):
+            remarks += self._take(record, live=place >= kept)
+        return [*remarks, *self._advice()]
+
+    def line(self) -> str:
+        """The state in one line."""
+        progress, epochs = self.progress, self.job.training.epochs
+        parts = [
+            self.title,
+            f"epoch {progress.epoch + 1}" + (f"/{epochs}" if epochs else ""),
+            f"step {progress.step:,}/{progress.total_steps:,}",
+        ]
+        if progress.images_per_s is not None:
+            parts.append(f"{progress.images_per_s:,.0f} img/s")
+        if progress.loss is not None:
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in progress.terms.items())
+            parts.append(f"loss {progress.loss:.4g}" + (f" ({terms})" if len(progress.terms) > 1 else ""))
+        if progress.wait_share is not None and self.job.teachers:
+            parts.append(f"teacher wait {progress.wait_share:.0%}".replace("%", " %"))
+        if progress.seconds_left is not None:
+            parts.append(f"ETA {tables.duration(progress.seconds_left)}")
+        return " · ".join(parts)
+
+    def _kept(self, records: list[Record]) -> int:
+        """How many of the records of a file that was started over stood in it before."""
+        return sum(int(r.get("step", 0)) <= self._old for r in records)
+
+    def _take(self, record: Record, live: bool) -> list[Remark]:
+        if record.get("kind") == "eval":
+            return self._evaluation(record, live)
+        if record.get("kind") != "step":
+            return []
+        self.progress.add(record, live)
+        return self._norms(record["grad_norms"]) if live and record.get("grad_norms") else []
+
+    def _evaluation(self, record: Record, live: bool) -> list[Remark]:
+        if record["step"] <= self._evaluated:
+            return []
+        self._evaluated = int(record["step"])
+        epoch = int(record.get("epoch", 0)) + 1
+        if self._best is None or record["top1"] > self._best[0]:
+            self._best = (float(record["top1"]), epoch)
+        best = "" if self._best[1] == epoch else f"; best so far {tables.percent(self._best[0])} (epoch {self._best[1]})"
+        epochs = f"/{self.job.training.epochs}" if self.job.training.epochs else ""
+        text = f"{self.title}: epoch {epoch}{epochs}, eval {tables.sentence(record)}{best}"
+        return [Remark("eval", text)] if live else []
+
+    def _norms(self, norms: Mapping[str, float]) -> list[Remark]:
+        remarks = []
+        terms = [name for name in norms if name != "ce"]
+        if terms and not self._shown_norms:
+            remarks.append(Remark("note", f"{self.title}: gradient norms on the student: {norms_text(norms)}"))
+            self._shown_norms = True
+        for name in terms:
+            seen = self._judged[name] = self._judged.get(name, 0) + 1
+            if seen == self._judges_at(name) and not norms[name] > 0:
+                remarks.append(Remark("warn", _dead(self.title, name, norms[name])))
+        return remarks
+
+    def _judges_at(self, term: str) -> int:
+        """Which of a term's norms is judged: the first, but the second where its schedule starts at weight 0."""
+        loss = self.job.losses.get(term.split(".")[0])
+        schedule = str(loss.options.get("schedule", "")) if loss is not None else ""
+        return 2 if schedule.startswith("linear") else 1
+
+    def _advice(self) -> list[Remark]:
+        share = self.progress.settled_wait_share
+        if self._advised or share is None:
+            return []
+        self._advised = True
+        text = advice(self.job, share)
+        return [Remark("note", f"{self.title}: {text}")] if text else []
+
+
+def advice(job: Job, share: float) -> str | None:
+    """What to do about a student that waits for its teachers; None where it hardly waits or nothing can be added.
+
+    A pool that is the bottleneck answers r requests at a time; without waiting the student would take (1 - share) of its step
+    time, so r / (1 - share) replicas would keep up.
+    """
+    pooled = [name for name, teacher in job.teachers.items() if teacher.placement == "pool"]
+    if share <= ADVICE_ABOVE or not pooled or job.launch.backend == "local":
+        return None
+    waiting = f"waiting {100 * share:.0f} % for teachers: "
+    if len(pooled) > 1:
+        return waiting + f"add replicas ({', '.join(f'teachers.{name}.replicas' for name in pooled)})"
+    replicas = job.teachers[pooled[0]].replicas
+    wanted = math.ceil(replicas / max(1.0 - share, 0.05))
+    return waiting + f"add replicas (teachers.{pooled[0]}.replicas: {replicas} now, {wanted} would keep up if they fit)"
+
+
+def norms_text(norms: Mapping[str, float]) -> str:
+    """`ce 1.2, kd 0.6 (0.5 x ce)`."""
+    ce = norms.get("ce")
+    shown = []
+    for name, value in norms.items():
+        ratio = f" ({value / ce:.3g} x ce)" if ce and name != "ce" else ""
+        shown.append(f"{name} {value:.4g}{ratio}")
+    return ", ".join(shown)
+
+
+def _dead(title: str, term: str, norm: Any) -> str:
+    return (
+        f"{title}: the gradient of {term!r} on the student is {norm:g}: the term is dead. Look at losses.{term.split('.')[0]}: its "
+        "weight, its schedule, the layers it reads, and whether the teacher's signal says anything."
+    )

@@ -1,0 +1,85 @@
+"""Checkpoints: a folder a step, one file a rank, and a commit marker written last.
+
+    checkpoints/step-00000120/rank-0.pt  rank-1.pt  COMMIT
+
+A folder without COMMIT was cut off while it was written and does not count. Files hold tensors, numbers and strings only and
+are read with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raykd.errors import DataError
+
+FOLDER = re.compile(r"step-(\d{8,})")
+
+
+def save(
+    folder: Path, step: int, rank: int, world: int, state: Mapping[str, Any], barrier: Callable[[], None], keep: int
+) -> None:
+    """Writes this rank's file; rank 0 commits once all ranks have written theirs, then drops old checkpoints.
+
+    Args:
+        folder: the run's `checkpoints`.
+        step: steps done.
+        rank: of this worker.
+        world: number of workers.
+        state: tensors, numbers, strings, nested in dicts and lists.
+        barrier: returns when all workers have called it.
+        keep: number of committed checkpoints kept.
+    """
+    place = folder / f"step-{step:08d}"
+    place.mkdir(parents=True, exist_ok=True)
+    part = place / f".rank-{rank}.{os.getpid()}"
+    torch.save(dict(state), part)
+    os.replace(part, place / f"rank-{rank}.pt")
+    barrier()
+    if rank == 0:
+        marker = place / f".commit.{os.getpid()}"
+        marker.write_text(json.dumps({"step": step, "world": world}) + "\n")
+        os.replace(marker, place / "COMMIT")
+        for _, old in committed(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    barrier()
+
+
+def committed(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of all committed checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(m.group(1)), p) for p in folder.iterdir() if (m := FOLDER.fullmatch(p.name)) and (p / "COMMIT").is_file()]
+    return sorted(found)
+
+
+def load(folder: Path, rank: int, world: int) -> dict[str, Any] | None:
+    """This rank's state from the newest committed checkpoint; None where there is none.
+
+    Raises:
+        DataError: the checkpoint was written by another number of workers, or its file is damaged.
+    """
+    found = committed(folder)
+    if not found:
+        return None
+    place = found[-1][1]
+    saved = json.loads((place / "COMMIT").read_text())["world"]
+    if saved != world:
+        raise DataError(
+            f"Checkpoint {place}: expected {world} workers, got one written by {saved}. Resume with launch.workers={saved}; "
+            "batch-norm statistics and the split of a batch belong to the number of workers."
+        )
+    try:
+        state = torch.load(place / f"rank-{rank}.pt", map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError(
+            f"Checkpoint {place}/rank-{rank}.pt is damaged ({error}). Delete that folder to resume from the one before."
+        ) from None
+    return dict(state)

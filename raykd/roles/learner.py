@@ -1,0 +1,252 @@
+"""The learner: a student, its losses and its optimizer; one call is one optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from raykd.config import Job
+from raykd.data.keys import derive
+from raykd.errors import DivergenceError, SignalError
+from raykd.roles.losses import BoundLoss, Plan
+from raykd.roles.network import Facts, Tapped, build
+from raykd.roles.optimisation import all_sum, average_buffers, optimizer, rate, sync_gradients, world_size
+from raykd.signals import Signal, Signals
+
+TeacherSignals = Mapping[str, Signals]
+
+
+@dataclass
+class StepReport:
+    """What one step did; sums over all workers."""
+
+    loss: float
+    terms: dict[str, float] = field(default_factory=dict)
+    grad_norms: dict[str, float] = field(default_factory=dict)
+    lr: float = 0.0
+    stop: bool = False
+
+
+class Learner:
+    """Trains a student.
+
+    Everything trainable, connectors included, is synchronised over the workers with explicit sums in fixed order. Randomness of
+    a step (dropout, a loss's draws) is keyed by (seed, step, rank), so a resumed run repeats it.
+
+    Args:
+        job: resolved.
+        plans: the job's losses, connected.
+        facts: of the training data.
+        labels: of the training set, `[n]`.
+        device: where the student lives.
+        steps_per_epoch: of the training loader.
+        rank: of this worker.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        plans: list[Plan],
+        facts: Facts,
+        labels: Tensor,
+        device: torch.device,
+        steps_per_epoch: int,
+        rank: int = 0,
+    ) -> None:
+        self.job, self.rank, self.device = job, rank, device
+        self.facts, self.labels, self.plans = facts, labels, plans
+        self.steps_per_epoch = steps_per_epoch
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(job.seed, "student"))
+            self.student = build(job.student, facts, device)
+        if job.training.sync_batchnorm and world_size() > 1 and device.type == "cuda":
+            self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
+        wanted: list[Signal] = [s for plan in plans for s in plan.wanted("student")]
+        self.tapped = Tapped(job.student, self.student, wanted, facts, device)
+        self.ema = self._averaged()
+        self.losses: dict[str, BoundLoss] = {}
+        self.rate = rate(job.training)
+        self.step_count = 0
+
+    def _averaged(self) -> AveragedModel | None:
+        decay = self.job.training.ema
+        if decay is None:
+            return None
+        return AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def bind(self, batch: Mapping[str, Tensor], teacher_signals: TeacherSignals) -> None:
+        """Builds the connectors from the shapes of a probe batch; nothing of the student changes.
+
+        Raises:
+            SignalError: shapes that a loss cannot use.
+        """
+        modes = {m: m.training for m in self.student.modules()}
+        self.student.eval()
+        with torch.no_grad():
+            student = self.tapped(batch["images"])
+        for module, mode in modes.items():
+            module.training = mode
+        for plan in self.plans:
+            seen = {"student": student} | ({"teacher": teacher_signals[plan.teacher]} if plan.teacher else {})
+            shapes = {role: {k: tuple(v.shape[1:]) for k, v in signals.items()} for role, signals in seen.items()}
+            try:
+                bound = BoundLoss(plan, shapes, self.facts, self.labels, self.job)
+            except (SignalError, ValueError) as error:
+                raise SignalError(f"losses.{plan.name}: {error}") from None
+            dtype = torch.float64 if self.job.student.dtype == "float64" else torch.float32
+            bound.to(self.device, dtype).prepare()
+            self.losses[plan.label] = bound
+        self.optimizer = optimizer(self.job.training, [self.student, *self.losses.values()])
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def step(
+        self, batch: Mapping[str, Tensor], teacher_signals: TeacherSignals, global_count: int, stop: bool = False
+    ) -> StepReport:
+        """One optimizer step on this worker's whole batch.
+
+        Args:
+            batch: fields of this worker's batch, images uint8.
+            teacher_signals: teacher -> signals of that batch.
+            global_count: samples in the batches of all workers together.
+            stop: this worker was asked to stop; the report says whether any was.
+
+        Raises:
+            DivergenceError: a term is not finite; nothing was updated.
+        """
+        epoch = self.step_count // self.steps_per_epoch
+        report = StepReport(0.0, lr=self._set_rate())
+        measure = self._measures_gradients()
+        self.student.train()
+        torch.manual_seed(derive(self.job.seed, "step", self.step_count, self.rank))
+        self.optimizer.zero_grad(set_to_none=True)
+        chunks = self.job.training.accumulate
+        for part, signals in _chunks(batch, teacher_signals, chunks, self.device):
+            terms = self._terms(part, signals, global_count, epoch)
+            if measure:
+                self._add_norms(terms, report)
+            total = torch.stack([t.to(torch.float64) if t.dtype == torch.float64 else t.float() for t in terms.values()]).sum()
+            total.backward()
+            for name, value in terms.items():
+                report.terms[name] = report.terms.get(name, 0.0) + float(value.detach())
+        self._share(report, stop)
+        if self.job.training.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.job.training.clip_norm)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.student)
+        self.step_count += 1
+        return report
+
+    def _terms(self, batch: Mapping[str, Tensor], signals: TeacherSignals, global_count: int, epoch: int) -> dict[str, Tensor]:
+        """Weighted terms of this worker's loss, each already divided by the global count: name -> `[]`."""
+        student = self.tapped(batch["images"])
+        count = len(batch["labels"])
+        terms = {}
+        if self.job.ce_weight:
+            terms["ce"] = self.job.ce_weight * self._cross_entropy(student["logits"], batch).sum() / global_count
+        time = self.step_count / self.steps_per_epoch
+        for label, loss in self.losses.items():
+            roles = {"student": student} | ({"teacher": signals[loss.plan.teacher]} if loss.plan.teacher else {})
+            factor = loss.weight * loss.factor(time)
+            for term, value in loss(batch, roles, epoch, self.step_count, self.rank).items():
+                reduced = value.sum() / global_count if value.ndim else value * (count / global_count)
+                terms[f"{label}.{term}" if term else label] = factor * reduced
+        if not terms:
+            raise DivergenceError("The job has no loss: ce_weight is 0 and `losses` is empty.")
+        return terms
+
+    def _cross_entropy(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        smooth = self.job.training.label_smoothing
+        found = F.cross_entropy(logits, batch["labels"], reduction="none", label_smoothing=smooth)
+        if "mix_labels" in batch:
+            other = F.cross_entropy(logits, batch["mix_labels"], reduction="none", label_smoothing=smooth)
+            found = batch["mix_weight"].to(found.dtype) * found + (1 - batch["mix_weight"].to(found.dtype)) * other
+        return found
+
+    def _share(self, report: StepReport, stop: bool) -> None:
+        finite = all(abs(v) < float("inf") for v in report.terms.values())
+        names = sorted(report.terms)
+        values = [report.terms[n] for n in names]
+        flags = torch.tensor([float(stop), float(not finite), *values], dtype=torch.float64, device=self.device)
+        flags = sync_gradients(self.parameters, flags)
+        if flags[1] > 0:
+            shown = ", ".join(f"{n} {v:.4g}" for n, v in report.terms.items())
+            raise DivergenceError(
+                f"Step {self.step_count}: a loss is not finite ({shown}); nothing was updated, the last checkpoint is intact. "
+                "Lower the learning rate or the weight of that loss, or look at its teacher."
+            )
+        report.stop = bool(flags[0] > 0)
+        report.terms = dict(zip(names, flags[2:].tolist()))
+        report.loss = sum(report.terms.values())
+
+    def _measures_gradients(self) -> bool:
+        every = self.job.training.grad_norms_every
+        return self.step_count == 0 or (every > 0 and self.step_count % every == 0)
+
+    def _add_norms(self, terms: Mapping[str, Tensor], report: StepReport) -> None:
+        """L2 norm of each term's gradient on the student, over the whole batch."""
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        for name, term in terms.items():
+            if not term.requires_grad:
+                report.grad_norms[name] = 0.0
+                continue
+            grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            flat = torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(parameters, grads)])
+            report.grad_norms[name] = float(all_sum(flat).norm())
+
+    def _set_rate(self) -> float:
+        lr = float(self.job.training.lr or 0.0) * self.rate(self.step_count / self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def on_epoch(self, epoch: int) -> None:
+        """Work between epochs that methods asked for."""
+        for loss in self.losses.values():
+            loss.on_epoch(epoch)
+
+    def evaluated_model(self) -> nn.Module:
+        """The model to evaluate and export, the same on every worker."""
+        average_buffers(self.student)
+        if self.job.training.evaluate == "ema" and self.ema is not None:
+            return self.ema.module
+        return self.student
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs; plain tensors and numbers."""
+        return {
+            "step": self.step_count,
+            "student": self.student.state_dict(),
+            "losses": {name: loss.state_dict() for name, loss in self.losses.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else {},
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state()`."""
+        self.step_count = int(state["step"])
+        self.student.load_state_dict(state["student"])
+        for name, loss in self.losses.items():
+            loss.load_state_dict(state["losses"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+
+
+def _chunks(batch: Mapping[str, Tensor], signals: TeacherSignals, count: int, device: torch.device) -> Any:
+    """Splits batch and signals into `count` equal parts, on the device; one part is the batch itself."""
+    fields = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    moved = {t: {k: v.to(device, non_blocking=True) for k, v in found.items()} for t, found in signals.items()}
+    size = -(-len(fields["labels"]) // count)
+    for start in range(0, len(fields["labels"]), size):
+        part = slice(start, start + size) if count > 1 else slice(None)
+        yield (
+            {n: v[part] for n, v in fields.items()},
+            {t: {k: v[part] for k, v in found.items()} for t, found in moved.items()},
+        )

@@ -1,0 +1,135 @@
+"""Models as jobs describe them: built, loaded, normalised, tapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raykd import catalogue, models
+from raykd.config import Network
+from raykd.data.normalise import Normalise
+from raykd.errors import ModelError
+from raykd.parts.derived import derived_signals
+from raykd.signals import Signal, Signals
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What models and losses may know of the training data."""
+
+    num_samples: int
+    num_classes: int
+    shape: tuple[int, int, int]
+    normalise: Any
+
+
+def pick_device(wanted: str, gpus: float) -> torch.device:
+    """`auto` is CUDA where the role reserved a GPU and there is one."""
+    use_cuda = wanted == "cuda" or (wanted == "auto" and gpus > 0 and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def build(spec: Network, facts: Facts, device: torch.device | None = None) -> nn.Module:
+    """Builds the model of a job's teacher or student, weights and all.
+
+    Raises:
+        ModelError: no such architecture, or the weights do not fit it.
+    """
+    if spec.weights == "pretrained":
+        model, _ = models.pretrained(spec.model)
+    else:
+        model = models.build(spec.model, facts.num_classes, **model_options(spec, facts))
+        if spec.weights is not None:
+            models.load_weights(model, spec.weights, expect_sha256=spec.weights_sha256)
+    if spec.dtype == "float64":
+        model = model.double()
+    model = model.to(device or "cpu")
+    return model.to(memory_format=torch.channels_last) if spec.channels_last else model  # type: ignore[call-overload]
+
+
+def model_options(spec: Network, facts: Facts) -> dict[str, Any]:
+    """Keyword arguments of the model's factory: the job's, and the number of input channels where it is not three."""
+    options = dict(spec.options)
+    if facts.shape[0] != 3:
+        options.setdefault("in_chans" if spec.model.startswith("timm:") else "in_channels", facts.shape[0])
+    return options
+
+
+def input_shape(spec: Network, facts: Facts) -> tuple[int, int, int]:
+    """(c, h, w) of the model's input."""
+    return (facts.shape[0], *(spec.input_size or facts.shape[1:]))
+
+
+class Tapped:
+    """A model that answers with signals: tapped layers, and what is derived from them, in one forward."""
+
+    def __init__(self, spec: Network, model: nn.Module, signals: Iterable[Signal], facts: Facts, device: torch.device) -> None:
+        self.model = model
+        self.signals = tuple(dict.fromkeys(signals))
+        self.device = device
+        self.dtype = DTYPES[spec.dtype]
+        self._known = catalogue.derived()
+        self._functions = derived_signals()
+        self._normalise = _normaliser(spec.normalise or facts.normalise, spec.input_size)
+        self._channels_last = spec.channels_last
+        layers = {layer for s in self.signals for layer in [self._tap(s)] if layer is not None}
+        self._taps = models.Taps(model, sorted(layers))
+        self._taps.open()
+        self._run = torch.compile(model) if spec.compile else model
+
+    def __call__(self, images: Tensor) -> Signals:
+        """Signals of uint8 images `[b c h w]`, by key; `logits` are always there."""
+        with self._precision():
+            logits = self._run(self.inputs(images))
+        tapped = self._taps.take()
+        found: Signals = {"logits": logits}
+        for signal in self.signals:
+            found[signal.key] = self._value(signal.kind, signal, logits, tapped)
+        return found
+
+    def _precision(self) -> Any:
+        if self.dtype != torch.bfloat16 or self.device.type == "meta":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Normalised input of uint8 images `[b c h w]`, in the model's size, dtype and memory format."""
+        dtype = torch.float32 if self.dtype == torch.bfloat16 else self.dtype
+        inputs = self._normalise(images.to(self.device), dtype=dtype)
+        return inputs.contiguous(memory_format=torch.channels_last) if self._channels_last else inputs
+
+    def _tap(self, signal: Signal) -> str | None:
+        kind = self._base(signal.kind)
+        if signal.view is not None or kind == "input_grad":
+            raise ModelError(f"Signal {signal.key!r}: extra views, heads and input gradients are not tapped by this scheme.")
+        return {"feature": signal.layer, "embedding": "embedding"}.get(kind)
+
+    def _base(self, kind: str) -> str:
+        while kind in self._known:
+            kind = self._known[kind].parent
+        return kind
+
+    def _value(self, kind: str, signal: Signal, logits: Tensor, tapped: Mapping[str, Tensor]) -> Tensor:
+        if kind in self._known:
+            parent = self._value(self._known[kind].parent, signal, logits, tapped)
+            own = {name: value for name, value in signal.options if name in self._known[kind].options}
+            return self._functions[kind](parent, **own)
+        if kind == "logits":
+            return logits
+        return tapped["embedding" if kind == "embedding" else str(signal.layer)]
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        self._taps.close()
+
+
+def _normaliser(stats: Any, size: tuple[int, int] | None) -> Normalise:
+    """From a preset's name, or (mean, std)."""
+    return Normalise.preset(stats, size) if isinstance(stats, str) else Normalise(stats[0], stats[1], size)

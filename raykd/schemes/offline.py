@@ -1,0 +1,268 @@
+"""Offline distillation: frozen teachers, one student.
+
+    driver   checks, starts teachers, watches
+    worker   batch s+w ──request──> teacher replicas             window of w requests in flight
+             batch s   <──signals── (in order)
+             student forward, losses, backward ──sum of gradients──> the other workers
+             optimizer step; every so often: checkpoint, evaluation
+
+`learn` is the whole of one worker. It runs in the driver's process (local backend), in Ray Train workers and in actor groups
+alike; with more than one worker the host has set up torch.distributed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from raykd.config import Job
+from raykd.data.batches import Plan as Order
+from raykd.data.batches import evaluation_batches, make_batch, recipe
+from raykd.data.loader import Loader
+from raykd.data.sets import DataSet
+from raykd.data.splits import has_split, open_data
+from raykd.errors import Interrupted
+from raykd.exchange.sources import Pending, Source
+from raykd.roles import checkpoints
+from raykd.roles.evaluator import Accuracy, evaluate
+from raykd.roles.learner import Learner
+from raykd.roles.losses import Plan
+from raykd.roles.network import Facts, pick_device
+from raykd.roles.recorder import Recorder, read
+from raykd.roles.teacher import check_finite
+from raykd.signals import Signals
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the launch hands to every worker beside the job."""
+
+    plans: list[Plan]
+    facts: Facts
+    folder: Path
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], setting: Setting) -> dict[str, Any]:
+    """Trains the student on one worker; resumes from the newest committed checkpoint of the run folder.
+
+    Args:
+        rank: of this worker.
+        world: number of workers; torch.distributed is set up where it is above 1.
+        job: resolved.
+        sources: teacher -> where its signals come from.
+        setting: the connected losses, facts of the data, the run folder.
+
+    Returns:
+        The run's result (equal on all ranks): accuracies, steps, seconds.
+
+    Raises:
+        Interrupted: a stop was asked for; a checkpoint was written. DivergenceError, SourceError: as their docs say.
+    """
+    torch.set_num_threads(job.launch.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.launch.tf32
+    train = open_data(job.data, "train", job.seed)
+    size, drop_last = job.training.batch_size or 1, job.training.drop_last
+    order = Order(len(train), size, job.seed, drop_last=drop_last, world=world, rank=rank)
+    device = pick_device(job.launch.device, job.launch.gpus)
+    labels = torch.tensor(train.labels)
+    learner = Learner(job, setting.plans, setting.facts, labels, device, order.steps_per_epoch, rank)
+    first = make_batch(train, order.indices(0, 0), job.data.augmentation, job.seed, 0)
+    _bind(learner, first | recipe(first, 0), sources)
+    state = checkpoints.load(setting.folder / "checkpoints", rank, world)
+    if state is not None:
+        learner.load_state(state)
+    recorder = Recorder(setting.folder / "metrics.jsonl", learner.step_count) if rank == 0 else None
+    try:
+        return _Run(rank, world, job, sources, setting, train, order, learner, recorder).all()
+    finally:
+        if recorder is not None:
+            recorder.close()
+        for source in sources.values():
+            source.close()
+
+
+def _bind(learner: Learner, batch: Batch, sources: Mapping[str, Source]) -> None:
+    """The probe: one real batch through every teacher and the student, before step 0."""
+    pending = {name: source.request(batch) for name, source in sources.items()}
+    signals = {name: answer.result() for name, answer in pending.items()}
+    for name, found in signals.items():
+        check_finite(name, found)
+    fields = {name: value.to(learner.device) for name, value in batch.items()}
+    learner.bind(fields, signals)
+
+
+@dataclass
+class _Run:
+    """One worker's loop over epochs and steps."""
+
+    rank: int
+    world: int
+    job: Job
+    sources: Mapping[str, Source]
+    setting: Setting
+    train: DataSet
+    order: Order
+    learner: Learner
+    recorder: Recorder | None
+
+    def all(self) -> dict[str, Any]:
+        """All epochs, evaluation, export."""
+        training = self.job.training
+        started = time.time()
+        first = self.learner.step_count
+        last_step = self.order.steps_per_epoch * (training.epochs or 1)
+        if training.max_steps is not None:
+            last_step = min(last_step, training.max_steps)
+        while self.learner.step_count < last_step:
+            epoch = self.learner.step_count // self.order.steps_per_epoch
+            self._epoch(epoch, last_step)
+            done = self.learner.step_count >= last_step
+            if done or (epoch + 1) % training.eval_every == 0:
+                self._evaluate(epoch)
+            if done or training.checkpoint_every == 0:
+                self._checkpoint()
+        return self._finish(time.time() - started, self.learner.step_count - first)
+
+    def _epoch(self, epoch: int, last_step: int) -> None:
+        self.learner.on_epoch(epoch)
+        start = self.learner.step_count - epoch * self.order.steps_per_epoch
+        launch, augmentation = self.job.launch, self.job.data.augmentation
+        loader = Loader(
+            self.train,
+            self.order,
+            augmentation,
+            start=(epoch, start),
+            prefetch=launch.prefetch,
+            processes=launch.loader_processes,
+        )
+        batches = (batch | recipe(batch, epoch) for batch in loader.epoch(epoch))
+        mark = time.perf_counter()
+        try:
+            for batch, signals, waited in ahead(batches, self.sources):
+                global_count = self._count(epoch)
+                report = self.learner.step(batch, signals, global_count, self.setting.should_stop())
+                now = time.perf_counter()
+                self._record(report, epoch, global_count, waited, now - mark)
+                mark = now
+                if self.learner.step_count >= last_step:
+                    return
+                every = self.job.training.checkpoint_every
+                if report.stop or (every and self.learner.step_count % every == 0):
+                    self._checkpoint()
+                if report.stop:
+                    raise Interrupted(f"Stopped at step {self.learner.step_count}; a checkpoint was written.")
+        finally:
+            loader.close()
+
+    def _count(self, epoch: int) -> int:
+        """Samples in the batches of all workers at the coming step."""
+        return len(self.order.global_batch(epoch, self.learner.step_count - epoch * self.order.steps_per_epoch))
+
+    def _record(self, report: Any, epoch: int, count: int, waited: float, seconds: float) -> None:
+        if self.recorder is None:
+            return
+        norms = {"grad_norms": report.grad_norms} if report.grad_norms else {}
+        self.recorder.write(
+            "step",
+            self.learner.step_count,
+            epoch=epoch,
+            loss=report.loss,
+            terms=report.terms,
+            lr=report.lr,
+            images=count,
+            wait_s=round(waited, 6),
+            step_s=round(seconds, 6),
+            **norms,
+        )
+
+    def _evaluate(self, epoch: int) -> None:
+        accuracy = self._accuracy("eval")
+        if self.recorder is not None and accuracy is not None:
+            best = self._best()
+            self.recorder.write("eval", self.learner.step_count, epoch=epoch, **_as_dict(accuracy))
+            if best is None or accuracy.top1 > best["top1"]:
+                self._export("student_best.safetensors")
+
+    def _accuracy(self, split: str) -> Accuracy | None:
+        if not has_split(self.job.data, split):
+            return None
+        dataset = open_data(self.job.data, split)
+        model = self.learner.evaluated_model().eval()
+        tapped = self.learner.tapped
+        batches = evaluation_batches(dataset, max(self.job.training.batch_size or 1, 128), rank=self.rank, world=self.world)
+        if model is self.learner.student:
+            return evaluate(lambda x: tapped(x)["logits"], batches)
+        return evaluate(lambda x: model(tapped.inputs(x)), batches)
+
+    def _best(self) -> Mapping[str, Any] | None:
+        found = read(self.setting.folder / "metrics.jsonl", "eval")
+        return max(found, key=lambda r: r["top1"], default=None)
+
+    def _export(self, name: str) -> None:
+        model = self.learner.evaluated_model()
+        save_file({k: v.contiguous().cpu().clone() for k, v in model.state_dict().items()}, self.setting.folder / name)
+
+    def _checkpoint(self) -> None:
+        checkpoints.save(
+            self.setting.folder / "checkpoints",
+            self.learner.step_count,
+            self.rank,
+            self.world,
+            self.learner.state(),
+            _barrier,
+            self.job.training.keep_checkpoints,
+        )
+
+    def _finish(self, seconds: float, steps: int) -> dict[str, Any]:
+        last, test = self._accuracy("eval"), self._accuracy("test")
+        result: dict[str, Any] = {
+            "steps": self.learner.step_count,
+            "epochs": round(self.learner.step_count / self.order.steps_per_epoch, 3),
+            "seconds": round(seconds, 3),
+            "steps_this_time": steps,
+            "last": _as_dict(last) if last else None,
+            "test": _as_dict(test) if test else None,
+            "exchange": {name: vars(source.stats) for name, source in self.sources.items()},
+        }
+        if self.rank == 0:
+            self._export("student.safetensors")
+            best = self._best()
+            result["best"] = {k: best[k] for k in ("top1", "top5", "count", "epoch")} if best else None
+        return result
+
+
+def ahead(batches: Iterable[Batch], sources: Mapping[str, Source]) -> Iterator[tuple[Batch, dict[str, Signals], float]]:
+    """Keeps each source's window of requests in flight and yields (batch, signals by teacher, seconds waited) in order."""
+    queue: deque[tuple[Batch, dict[str, Pending]]] = deque()
+    window = max((source.window for source in sources.values()), default=1)
+    stream = iter(batches)
+    while True:
+        while len(queue) < window and (batch := next(stream, None)) is not None:
+            queue.append((batch, {name: source.request(batch) for name, source in sources.items()}))
+        if not queue:
+            return
+        batch, pending = queue.popleft()
+        started = time.perf_counter()
+        signals = {name: answer.result() for name, answer in pending.items()}
+        yield batch, signals, time.perf_counter() - started
+
+
+def _barrier() -> None:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def _as_dict(accuracy: Accuracy) -> dict[str, Any]:
+    return {"top1": accuracy.top1, "top5": accuracy.top5, "count": accuracy.count}

@@ -1,0 +1,90 @@
+"""What the battery needs to know of methods and rows, found by their files; no raykd.catalogue, which has its own tests."""
+
+import importlib
+import importlib.util
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args, get_origin
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """slug -> file of every `<section>/<slug>.py`."""
+    return {path.stem.replace("_", "-"): path for path in sorted(folder.glob("*/*.py")) if path.stem != "__init__"}
+
+
+METHODS = files(REPOSITORY / "raykd" / "methods")
+ROWS = files(HERE / "rows")
+
+
+def load_method(slug: str) -> ModuleType:
+    path = METHODS[slug]
+    return importlib.import_module(f"raykd.methods.{path.parent.name}.{path.stem}")
+
+
+def load_row(slug: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"row_{ROWS[slug].stem}", ROWS[slug])
+    row = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(row)
+    return row
+
+
+def loss_of(slug: str):
+    return getattr(load_method(slug), f"{slug.replace('-', '_')}_loss")
+
+
+def to_torch(value: Any) -> Any:
+    """NumPy arrays as tensors of the same type, lists entry by entry."""
+    if isinstance(value, dict):
+        return {name: to_torch(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [to_torch(entry) for entry in value]
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+
+def each(fn, value: Any) -> Any:
+    """`fn` on a tensor or on every entry of a list."""
+    return [fn(entry) for entry in value] if isinstance(value, list) else fn(value)
+
+
+def terms(value: Any) -> dict[str, Any]:
+    """A loss's value as a dict of terms."""
+    return value if isinstance(value, dict) else {"": value}
+
+
+def total(value: Any) -> torch.Tensor:
+    """One number, as the learner reduces it."""
+    return sum(term.mean() for term in terms(value).values())
+
+
+def axes_of(loss) -> dict[str, list[str]]:
+    """Axes of each signal as its annotation names them."""
+    found = {}
+    for name, parameter in inspect.signature(loss).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            annotation = parameter.annotation
+            found[name] = (get_args(annotation)[0] if get_origin(annotation) is list else annotation).dim_str.split()
+    return found
+
+
+def axis_numbers(axes: list[str], letter: str, ndim: int) -> list[int]:
+    """Where a letter stands among the axes of a tensor; axes after a starred one count from the end."""
+    starred = next((i for i, axis in enumerate(axes) if axis.startswith("*")), len(axes))
+    return [i if i < starred else ndim - len(axes) + i for i, axis in enumerate(axes) if axis == letter]
+
+
+def take(value: Any, axes: list[str], letter: str, index: torch.Tensor) -> Any:
+    """Picks and orders entries along every axis called `letter`."""
+
+    def pick(tensor: torch.Tensor) -> torch.Tensor:
+        for axis in axis_numbers(axes, letter, tensor.ndim):
+            tensor = tensor.index_select(axis, index)
+        return tensor
+
+    return each(pick, value)
