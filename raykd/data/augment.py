@@ -6,11 +6,8 @@ crop or resized crop, flip, RandAugment, erasing; then `raykd.data.mixing` mixes
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,101 +15,13 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raykd.config import Augmentation
 from raykd.data.decoding import Images
 from raykd.data.keys import uniform
-from raykd.data.randaugment import BINS, randaugment
-from raykd.errors import ConfigError, near
+from raykd.data.randaugment import randaugment
 
 Floats: TypeAlias = NDArray[np.float64]
-PAD_MODES = ("zero", "reflect")
 _TRIES = 10
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to the pixels of a training batch.
-
-    Attributes:
-        crop: pixels of padding at each side before a random crop of the old size; 0 is none (He et al. 2015 use 4 on CIFAR).
-        pad_mode: "zero" or "reflect".
-        flip: mirror half of the images, left to right.
-        randaugment: (operations an image, magnitude 0..30), None is none (arXiv 1909.13719; (2, 9) is common).
-        resized_crop: side of the square that a random part is resized to, None is none (ImageNet: 224).
-        scale: least and greatest share of the area of that part.
-        ratio: least and greatest width / height of it.
-        erase: probability that a rectangle gets one random colour (arXiv 1708.04896).
-        mixup: alpha of Beta(alpha, alpha), 0 is off (arXiv 1710.09412).
-        cutmix: alpha of Beta(alpha, alpha), 0 is off (arXiv 1905.04899); with mixup too, each image takes either with 1/2.
-        mix_probability: share of the images that are mixed at all.
-    """
-
-    crop: int = 0
-    pad_mode: str = "zero"
-    flip: bool = False
-    randaugment: tuple[int, int] | None = None
-    resized_crop: int | None = None
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_probability: float = 1.0
-
-    @property
-    def mixes(self) -> bool:
-        """Whether batches carry mix_labels and mix_weight."""
-        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
-
-    def validate(self) -> list[str]:
-        """Faults of the settings, empty when there are none."""
-        faults = []
-        if self.crop < 0:
-            faults.append(f"augment.crop: expected 0 or more pixels, got {self.crop}.")
-        if self.pad_mode not in PAD_MODES:
-            faults.append(
-                f"augment.pad_mode: expected zero or reflect, got '{self.pad_mode}'. {near(self.pad_mode, PAD_MODES)}"
-            )
-        if self.crop and self.resized_crop:
-            faults.append("augment.resized_crop: expected either crop or resized_crop, got both. Set one of them.")
-        if self.resized_crop is not None and self.resized_crop < 1:
-            faults.append(f"augment.resized_crop: expected a side of 1 or more pixels, got {self.resized_crop}.")
-        if self.randaugment is not None and not _is_policy(self.randaugment):
-            faults.append(f"augment.randaugment: expected (operations >= 1, magnitude 0..{BINS - 1}), got {self.randaugment}.")
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high or (name == "scale" and high > 1):
-                faults.append(
-                    f"augment.{name}: expected 0 < least <= greatest{' <= 1' * (name == 'scale')}, got {low}, {high}."
-                )
-        for name in ("erase", "mix_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                faults.append(f"augment.{name}: expected a probability, got {getattr(self, name)}.")
-        for name in ("mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < math.inf:
-                faults.append(f"augment.{name}: expected an alpha of 0 or more, got {getattr(self, name)}.")
-        return faults
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Augmentation:
-        """The inverse of `to_dict`. Raises ConfigError at an unknown name."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in names:
-                raise ConfigError(f"augment: expected a known setting, got '{key}'. {near(key, names)}")
-        settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return cls(**settings)
-
-    def out_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(c, h, w) of augmented images."""
-        return (shape[0], self.resized_crop, self.resized_crop) if self.resized_crop else shape
-
-
-def _is_policy(policy: tuple[int, int]) -> bool:
-    return len(policy) == 2 and policy[0] >= 1 and 0 <= policy[1] < BINS
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raykd.data.augment import Augmentation, Keys, augment
+from raykd.config import Augmentation
+from raykd.data.augment import Keys, augment
 from raykd.data.decoding import Images
 from raykd.data.keys import permutation
 from raykd.data.mixing import mix, plan_mix
@@ -27,6 +28,10 @@ class Batch(dict[str, Tensor]):
     where some rows do not count; with mixing `mix_labels` [b] int64 and `mix_weight` [b] float32, the share of `labels`. A
     recipe has `sample_index` and `augmentation_seed` [b] int32 only: 12 bytes a sample.
     """
+
+    def __or__(self, other: Mapping[str, Tensor]) -> Batch:  # type: ignore[override]
+        """The batch with more fields."""
+        return Batch({**self, **other})
 
     @property
     def size(self) -> int:

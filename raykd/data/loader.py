@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raykd.data.augment import Augmentation
+from raykd.config import Augmentation
 from raykd.data.batches import Batch, Plan, make_batch
 from raykd.data.sets import DataSet
 from raykd.errors import ConfigError, DataError
@@ -73,6 +73,7 @@ class Loader:
         self.plan, self.prefetch, self.timeout_s = plan, prefetch, timeout_s
         self._position = self._checked(start)
         self._ahead: deque[_Ahead] = deque()
+        self._stuck = False
         self._maker: _Threads | _Processes
         if processes:
             self._maker = _Processes(dataset, plan, augmentation, processes, prefetch)
@@ -107,7 +108,7 @@ class Loader:
         for ahead in self._ahead:
             ahead.future.cancel()
         self._ahead.clear()
-        self._maker.close()
+        self._maker.close(wait=not self._stuck)
 
     def __enter__(self) -> Loader:
         return self
@@ -121,6 +122,7 @@ class Loader:
         try:
             batch = self._maker.finish(ahead.future.result(self.timeout_s), ahead.slot)
         except FutureTimeout as error:
+            self._stuck = True
             raise DataError(
                 f"loader: expected batch {ahead.position} within {self.timeout_s:g} s, got none. See the storage."
             ) from error
@@ -193,8 +195,8 @@ class _Threads:
     def finish(self, batch: Batch, _: int) -> Batch:
         return batch
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, wait: bool) -> None:
+        self._pool.shutdown(wait=wait, cancel_futures=True)
 
 
 class _Processes:
@@ -225,8 +227,8 @@ class _Processes:
         fields = {name: torch.from_numpy(values) for name, values in batch.items()}
         return Batch(images=self._slots[slot, : len(fields["sample_index"])].clone(), **fields)
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, wait: bool) -> None:
+        self._pool.shutdown(wait=wait, cancel_futures=True)
 
 
 _worker: tuple[_Work, Tensor] | None = None

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from raykd.data.augment import Augmentation, Floats, Keys, rectangles
+from raykd.config import Augmentation
+from raykd.data.augment import Floats, Keys, rectangles
 from raykd.data.decoding import Images
 from raykd.data.keys import permutation
 

@@ -225,7 +225,10 @@ def open_split(spec: Any, split: str) -> DataSet:
     if kind == "folder":
         from raykd.data.folders import FolderSource
 
-        return _stored(FolderSource(_need(spec, "root"), _option(spec, split, split)), spec)
+        directory = _option(spec, split, split)
+        if not isinstance(directory, str):
+            raise DataError(f"data.{split}: expected the name of one directory below root, got {directory}.")
+        return _stored(FolderSource(_need(spec, "root"), directory), spec)
     if kind == "digits":
         from raykd.data.packaged import digits
 

@@ -50,7 +50,6 @@ class Shard:
         return self.name.endswith(ARROW_SUFFIXES)
 
 
-@lru_cache(maxsize=256)
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a local path or a pyarrow or fsspec URI, and the path within it.
 
@@ -59,6 +58,15 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    directory, _, name = uri.rpartition("/")
+    if directory.endswith("/") or not name:
+        return _remote(uri)
+    system, path = _remote(directory)  # one client a directory, not one a file
+    return system, f"{path.rstrip('/')}/{name}"
+
+
+@lru_cache(maxsize=64)
+def _remote(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         return pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -17,6 +17,7 @@ from raykd.errors import ResourceError
 
 NAMESPACE = "raykd"
 EXCLUDES = [".git", ".venv", "venv", "runs", "__pycache__", "*.parquet", "*.safetensors", "*.pt", "*.th"]
+OPTIONS: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
 LARGEST_WORKING_DIR_BYTES = 200 * 1024**2
 
 
@@ -32,22 +33,31 @@ def connected(job: Job) -> Iterator[None]:
         yield
         return
     address = job.launch.address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {
-        "namespace": NAMESPACE,
-        "log_to_driver": False,
-        "configure_logging": True,
-        "logging_level": "error",
-    }
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address:
-        _connect(address, options | {"runtime_env": _runtime_env()})
+        _prepare()
+        _connect(address, OPTIONS | {"runtime_env": _runtime_env()})
     else:
-        ray.init(address="local", include_dashboard=False, runtime_env={"env_vars": _env()}, **options)
+        start_here()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def start_here(num_cpus: int | None = None) -> None:
+    """Starts Ray on this machine, for this process.
+
+    Args:
+        num_cpus: logical CPUs; None: what the machine has.
+    """
+    _prepare()
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, runtime_env={"env_vars": _env()}, **OPTIONS)
+
+
+def _prepare() -> None:
+    """Settings that Ray reads from the environment, before it is initialised."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def nodes() -> dict[str, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +16,7 @@ from raykd.data.splits import open_data
 from raykd.errors import RaykdError, ResourceError, SourceError
 from raykd.exchange.codec import Reply
 from raykd.launch.assembly import make_teacher
+from raykd.launch.cluster import NAMESPACE
 from raykd.roles.evaluator import evaluate
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts
@@ -60,11 +62,12 @@ def start(job: Job, plans: list[Plan], known: Facts) -> dict[str, list[Any]]:
     Raises:
         ResourceError: they were not placed in time. ModelError and others: as the teacher raised them.
     """
-    shared = ray.put((job, plans, known))
+    run = uuid.uuid4().hex[:8]
     handles: dict[str, list[Any]] = {}
     for name, spec in job.teachers.items():
         if spec.placement == "pool":
-            handles[name] = [_actor(job, name).remote(shared, name) for _ in range(spec.replicas)]
+            names = [f"{job.name}-{run}:{name}:{i}" for i in range(spec.replicas)]
+            handles[name] = [_actor(job, name, own).remote(job, name, plans, known) for own in names]
     for name, replicas in handles.items():
         try:
             ray.get([r.ready.remote() for r in replicas], timeout=job.launch.start_timeout_s)
@@ -112,18 +115,12 @@ def original(error: BaseException, who: str) -> Exception:
     return SourceError(f"{who} failed: {type(error).__name__}: {text[-1] if text else ''}")
 
 
-class _Loaded(Replica):
-    """Replica whose arguments come as one shared object."""
-
-    def __init__(self, shared: tuple[Job, list[Plan], Facts], name: str) -> None:
-        job, plans, known = shared
-        super().__init__(job, name, plans, known)
-
-
-def _actor(job: Job, name: str) -> Any:
+def _actor(job: Job, name: str, own_name: str) -> Any:
     spec = job.teachers[name]
     hidden = {} if spec.gpus else {"CUDA_VISIBLE_DEVICES": ""}
-    return ray.remote(_Loaded).options(
+    return ray.remote(Replica).options(
+        name=own_name,
+        namespace=NAMESPACE,
         num_cpus=spec.cpus,
         num_gpus=spec.gpus,
         resources=dict(spec.resources) or None,

@@ -18,8 +18,8 @@ WARM_UP = 10
 class Follower:
     """Reads the lines a growing file gained since the last call.
 
-    A line without its end is left for the next call. A file that was replaced or cut back (a resumed run does that) is read from
-    its start again.
+    A line without its end is left for the next call. A file that was replaced or cut back (a resumed run does that) is read
+    from its start again.
     """
 
     def __init__(self, path: Path) -> None:

@@ -15,7 +15,17 @@ from typing import Any
 
 Result = Mapping[str, Any]
 HEAD = ("", "model", "parameters", "eval, last", "eval, best", "test", "numbers")
-EXCHANGE_HEAD = ("teacher", "requests", "retries", "bytes a sample", "received", "sent", "teacher time", "client time", "codec error")
+EXCHANGE_HEAD = (
+    "teacher",
+    "requests",
+    "retries",
+    "bytes a sample",
+    "received",
+    "sent",
+    "teacher time",
+    "client time",
+    "codec error",
+)
 MEASURES = ("last", "best", "test")
 HERE = "measured here"
 

@@ -35,29 +35,30 @@ class Watch:
         clock: seconds that pass.
     """
 
-    def __init__(self, path: str, job: Job, folder: Path, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: str, job: Job, folder: Path, total_steps: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.path, self.job = path, job
         self.title = tables.title(path, job.name)
         self.progress = Progress(total_steps, clock)
         self._follower = Follower(folder / "metrics.jsonl")
         self._best: tuple[float, int] | None = None
-        self._evaluated = self._old = -1
+        self._evaluated = -1
         self._advised = False
         self._shown_norms = False
         self._judged: dict[str, int] = {}
         for record in self._follower.read()[0]:
-            self._old = max(self._old, int(record.get("step", -1)))
             self._take(record, live=False)
 
     def poll(self) -> list[Remark]:
         """Reads what is new and says what is worth reading."""
         records, over = self._follower.read()
+        known = self.progress.step if over else -1
         if over:
             self.progress.restart()
-        kept = self._kept(records) if over else 0
         remarks = []
-        for place, record in enumerate(records):
-            remarks += self._take(record, live=place >= kept)
+        for record in records:
+            remarks += self._take(record, live=int(record.get("step", 0)) > known)
         return [*remarks, *self._advice()]
 
     def line(self) -> str:
@@ -78,10 +79,6 @@ class Watch:
         if progress.seconds_left is not None:
             parts.append(f"ETA {tables.duration(progress.seconds_left)}")
         return " · ".join(parts)
-
-    def _kept(self, records: list[Record]) -> int:
-        """How many of the records of a file that was started over stood in it before."""
-        return sum(int(r.get("step", 0)) <= self._old for r in records)
 
     def _take(self, record: Record, live: bool) -> list[Remark]:
         if record.get("kind") == "eval":

@@ -13,7 +13,7 @@ import pytest
 import torch
 from data_samples import ROOT
 
-from raykd.data.augment import Augmentation
+from raykd.config import Augmentation
 from raykd.data.batches import Plan, evaluation_batches, from_recipe, make_batch, recipe
 from raykd.data.keys import permutation
 from raykd.data.sets import open_split
@@ -203,7 +203,7 @@ def test_batch_fields(digits):
     }
     assert batch.size == 4
     assert batch["images"].is_contiguous()
-    assert type(batch.to("cpu")) is type(batch)
+    assert type(batch.to("cpu")) is type(batch | recipe(batch, 0)) is type(batch)
     assert equal(pickle.loads(pickle.dumps(batch)), batch)
 
 

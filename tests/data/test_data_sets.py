@@ -131,6 +131,23 @@ def test_fsspec_uri():
     assert "Did you mean 'train-0.parquet'" in probe(SimpleNamespace(**{**vars(spec), "train": "trian-0.parquet"}), "train")[0]
 
 
+def test_file_uri_absolute_and_nested_patterns(shards, tmp_path):
+    spec, rows = shards(20), np.array([19, 4])
+    roots = [
+        ("file://" + spec.root, "train-*.parquet"),
+        (None, spec.root + "/train-[01].parquet"),
+        (spec.root, "**/train-?.parquet"),
+    ]
+    for root, train in roots:
+        found = open_split(SimpleNamespace(**{**vars(spec), "root": root, "train": train}), "train")
+        assert np.array_equal(found.read(rows), pixels(20)[rows])
+    (tmp_path / "more" / "deep").mkdir(parents=True)
+    (tmp_path / "train-1.parquet").rename(tmp_path / "more" / "deep" / "train-1.parquet")
+    nested = open_split(SimpleNamespace(**{**vars(spec), "train": "**/train-?.parquet"}), "train")
+    assert nested.where(0) == "more/deep/train-1.parquet, row group 0, row 0"
+    assert len(open_split(SimpleNamespace(**{**vars(spec), "train": "train-?.parquet"}), "train")) == 10
+
+
 def test_grey_images_become_rgb_unless_one_channel_is_asked_for():
     grey = pixels(1, (1, 8, 8))[0]
     assert np.array_equal(decode(png(grey)), np.repeat(grey, 3, 0))

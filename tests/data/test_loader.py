@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import threading
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from raykd.data.augment import Augmentation
+from raykd.config import Augmentation
 from raykd.data.batches import Plan, make_batch
 from raykd.data.loader import Loader
 from raykd.data.sets import open_split
@@ -89,6 +90,16 @@ def test_processes_surface_errors_in_their_type(shards):
         list(loader.epoch(0))
 
 
+def test_a_dead_process_is_an_error(digits):
+    with Loader(digits, Plan(360, 32), None, processes=1, prefetch=2) as loader:
+        batches = iter(loader)
+        next(batches)
+        for process in multiprocessing.active_children():
+            process.kill()
+        with pytest.raises(DataError, match="a worker process died"):
+            list(itertools.islice(batches, 5))
+
+
 def test_errors_surface_at_their_batch(shards):
     def change(contents):
         contents[13] = b"not an image"
@@ -121,16 +132,21 @@ def test_a_batch_that_never_comes_is_an_error(digits):
     loader = Loader(Stuck(), Plan(360, 32), None, timeout_s=0.1)
     with pytest.raises(DataError, match=r"batch \(0, 0\) within 0.1 s"):
         next(iter(loader))
+    loader.close()  # does not wait for the batch
+    assert not stop.is_set()
     stop.set()
-    loader.close()
 
 
 def test_close_ends_the_threads(digits):
-    before = threading.active_count()
-    loader = Loader(digits, Plan(360, 32), SPEC, threads=2)
-    next(iter(loader))
-    loader.close()
-    assert threading.active_count() == before
+    def running():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("raykd-loader")]
+
+    before = running()
+    with Loader(digits, Plan(360, 32), SPEC, threads=2) as loader:
+        next(iter(loader))
+        started = [thread for thread in running() if thread not in before]
+    assert started
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_a_consumer_may_change_its_batch(digits):
