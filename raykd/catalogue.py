@@ -7,6 +7,7 @@ instant. There is no registry and importing a method has no side effect. A user'
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -68,7 +69,8 @@ class Method:
 
     def call(self) -> Callable[..., Any]:
         """The loss function, or the Module class where the method has one."""
-        return getattr(self.imported(), "Module" if self.trains and self.attribute != "Module" else self.attribute)
+        built_in = ":" not in self.slug
+        return getattr(self.imported(), "Module" if self.trains and built_in else self.attribute)
 
 
 def methods() -> dict[str, Method]:
@@ -177,18 +179,18 @@ def _derived_from(parameters: tuple[str, ...]) -> list[ast.FunctionDef]:
 def _syntax(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text())
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise ConfigError(f"Method file {path}: cannot be read ({error}).") from None
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:
     found = {}
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
-            try:
-                found[node.targets[0].id] = ast.literal_eval(node.value)
-            except ValueError:
-                continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id.isupper() and node.value is not None:  # type: ignore[attr-defined]
+                with contextlib.suppress(ValueError):
+                    found[target.id] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -98,7 +99,7 @@ class Data:
     num_classes: Count = 10
     image_column: str = "image"
     label_column: str = "label"
-    size: tuple[int, int] | None = None  # (rows, columns), px; needed where files differ in size
+    size: tuple[Count, Count] | None = None  # (rows, columns), px; needed where files differ in size
     in_channels: Literal[1, 3] = 3
     cache: Literal["disk", "memory", "none"] = "disk"  # decoded uint8 images
     limit: Count | None = None  # first n training images
@@ -120,7 +121,7 @@ class Network:
     weights_sha256: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the factory
     normalise: str | Stats | None = None  # None: as the data
-    input_size: tuple[int, int] | None = None  # None: as the data
+    input_size: tuple[Count, Count] | None = None  # None: as the data
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     compile: bool = False
     channels_last: bool = False
@@ -195,7 +196,7 @@ class Training:
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     decay_norms: bool | None = None  # False: no weight decay on norms and biases
     scheduler: str | None = None  # multistep | cosine | constant | linear | timm:<name>
-    milestones: tuple[float, ...] | None = None  # epochs; for another number of epochs the recipe's are scaled
+    milestones: tuple[NonNegative, ...] | None = None  # epochs; for another number of epochs the recipe's are scaled
     gamma: Positive | None = None
     warmup_epochs: NonNegative | None = None
     clip_norm: Positive | None = None
@@ -232,6 +233,7 @@ class Launch:
     in_flight_bytes: Count = 512 * 1024**2
     start_timeout_s: Positive = 300.0
     request_timeout_s: Positive = 120.0
+    collective_timeout_s: Positive = 600.0  # longest wait of a worker for the others
     retries: Natural = 5  # of one request, each on another replica if there is one
     max_failures: int = 3  # restarts of the worker group from its last checkpoint; -1: always
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -395,6 +397,8 @@ def _fits(value: Any, annotation: str) -> bool:
     wanted = [kinds[part.strip()] for part in annotation.split("|") if part.strip() in kinds]
     if not wanted:
         return True
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     flat = tuple(kind for group in wanted for kind in group)
     return isinstance(value, flat) and (bool in flat or not isinstance(value, bool))
 
@@ -565,7 +569,8 @@ def _name_losses(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: Any) -> str:
-    path = ".".join(str(p) for p in error["loc"] if not str(p).startswith(("tuple[", "function-", "str")))
+    tags = ("tuple[", "function-")  # pydantic names the member of a union, or the validator, among the steps of a path
+    path = ".".join(str(p) for p in error["loc"] if p != "str" and not str(p).startswith(tags))
     if error["type"] == "unexpected_keyword_argument":
         return f"{path}: no such setting. {near(path.rsplit('.', 1)[-1], _siblings(path))}"
     message = error["msg"][0].lower() + error["msg"][1:]

@@ -89,9 +89,10 @@ def parse(name: str, derived: Collection[str] = ()) -> Parameter | None:
     for kind in sorted(kinds, key=len, reverse=True):
         for plural in (True, False):
             stem = kind + "s" if plural else kind
-            if (plural and kind == "logits") or not (rest == stem or rest.startswith(stem + "_")):
+            named, _, view = rest.partition(stem + "_")
+            if (plural and kind == "logits") or not (rest == stem or (view and not named)):
                 continue
-            return Parameter(name, role, kind, plural, rest[len(stem) + 1 :] or None)
+            return Parameter(name, role, kind, plural, view or None)
     raise SignalError(f"Signal {rest!r} of parameter {name!r}: expected one of {', '.join(kinds)}. {near(rest, kinds)}")
 
 

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from raykd.errors import DataError
 
@@ -63,9 +63,8 @@ def _open(payload: bytes, mode: str) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(
-            f"image: expected PNG, JPEG or the like, got {len(payload)} bytes that do not decode: {error}"
-        ) from error
+        cause = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+        raise DataError(f"image: expected PNG, JPEG or the like, got {len(payload)} bytes that do not decode{cause}") from error
 
 
 def _fit(image: Image.Image, size: Size) -> Image.Image:

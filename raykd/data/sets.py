@@ -241,15 +241,23 @@ def open_split(spec: Any, split: str) -> DataSet:
         return _stored(torchvision_source(name, _need(spec, "root"), _option(spec, split, default), download), spec)
     if ":" in kind:
         return _open_factory(kind, spec, split)
-    raise DataError(f"data kind: expected one of {', '.join(KINDS)}, got '{kind}'. {near(kind, KINDS)}")
+    raise DataError(f"data.kind: expected one of {', '.join(KINDS)}, got '{kind}'. {near(kind, KINDS)}")
 
 
 def probe(spec: Any, split: str) -> list[str]:
-    """Faults of a split, without reading images: files, footers, columns, label ranges, hashes. Empty when there are none."""
+    """Faults of a split: files, footers, columns, labels, hashes, the first image. Empty when there are none.
+
+    Labels are read where footers do not tell their range, and no image but the first.
+    """
     try:
         dataset = open_split(spec, split)
         if len(dataset) == 0:
             return [f"{split}: expected samples, got none."]
+        shards = getattr(getattr(dataset, "source", None), "shards", None)
+        if shards is None or any(shard.label_range is None for shard in shards):
+            checked_labels(np.asarray(dataset.labels), _option(spec, "num_classes", None), dataset.where)
+        if len(dataset.shape) != 3:
+            return [f"images: expected a shape (c, h, w), got {dataset.shape}."]
     except DataError as error:
         return str(error).split("\n")
     return []
@@ -288,18 +296,26 @@ def _open_factory(kind: str, spec: Any, split: str) -> DataSet:
     module_name, _, name = kind.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:
         raise DataError(
-            f"data kind: expected an importable module, got '{module_name}': {error}. Ship it with the job."
+            f"data.kind: expected an importable module, got '{module_name}': {type(error).__name__}: {error}. "
+            "Ship it with the job, and what it imports."
         ) from error
     if not hasattr(module, name):
-        raise DataError(f"data kind: expected a factory in {module_name}, got '{name}'. {near(name, vars(module))}")
-    dataset = getattr(module, name)(spec, split)
+        raise DataError(f"data.kind: expected a factory in {module_name}, got '{name}'. {near(name, vars(module))}")
+    try:
+        dataset = getattr(module, name)(spec, split)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"data.kind: expected '{kind}' to return a DataSet, got {type(error).__name__}: {error} (split {split})."
+        ) from error
     if not isinstance(dataset, DataSet):
         missing = [
             m for m in ("num_classes", "shape", "labels", "fingerprint", "__len__", "read", "where") if not hasattr(dataset, m)
         ]
-        raise DataError(f"data kind: expected '{kind}' to return a DataSet, got one without {', '.join(missing)}.")
+        raise DataError(f"data.kind: expected '{kind}' to return a DataSet, got one without {', '.join(missing)}.")
     return dataset
 
 

@@ -79,7 +79,7 @@ def _fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
 
         found, path = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError) as error:
-        raise DataError(f"data root: expected a path or a URI of pyarrow or fsspec, got '{uri}': {error}") from error
+        raise DataError(f"data.root: expected a path or a URI of pyarrow or fsspec, got '{uri}': {error}") from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(found)), path
 
 
@@ -106,7 +106,7 @@ def find_shards(root: str | None, patterns: str | Sequence[str]) -> tuple[list[t
         try:
             names = _list(base, recursive="/" in rest)
         except (OSError, pa.ArrowException) as error:
-            faults.append(f"data root: expected a directory, got '{base}': {_first_line(error)}. {_near_directory(base)}")
+            faults.append(f"data.root: expected a directory, got '{base}'{_cause(error)}. {_near_directory(base)}")
             continue
         wanted = _regex(rest)
         matches = [name for name in names if wanted.fullmatch(name)]
@@ -260,6 +260,10 @@ def _label_faults(shard: Shard, label_column: str, num_classes: int | None) -> l
 
 def _hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _cause(error: BaseException) -> str:
+    return ", which does not exist" if isinstance(error, FileNotFoundError) else f": {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:

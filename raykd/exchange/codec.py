@@ -76,7 +76,7 @@ def encode(signals: Signals, codec: Codec) -> Reply:
         codec: how.
 
     Raises:
-        SourceError: a value does not fit fp16.
+        SourceError: a value does not fit fp16, or is not finite under int8.
     """
     reply = Reply({})
     for key, tensor in signals.items():
@@ -87,7 +87,7 @@ def encode(signals: Signals, codec: Codec) -> Reply:
         elif codec.kind == "fp16":
             reply.signals[key] = _encode_fp16(key, array)
         elif codec.kind == "int8":
-            reply.signals[key] = _encode_int8(array, reply.errors)
+            reply.signals[key] = _encode_int8(key, array, reply.errors)
         else:
             reply.signals[key] = {"dense": array}
     return reply
@@ -99,13 +99,13 @@ def decode(signals: Mapping[str, Mapping[str, Any]]) -> Signals:
 
 
 def bytes_per_sample(shape: tuple[int, ...], codec: Codec, is_logits: bool, itemsize: int = 4) -> float:
-    """Bytes one sample of a signal takes on the wire; `shape` without the batch axis."""
+    """Bytes one sample of a signal takes on the wire; `shape` without the batch axis, classes last."""
     count = float(np.prod(shape)) if shape else 1.0
-    if codec.kind == "topk" and is_logits:
-        return codec.k * (itemsize + (2 if count <= 2**15 else 4)) + itemsize
+    if codec.kind == "topk" and is_logits and codec.k < shape[-1]:
+        return count / shape[-1] * (codec.k * (itemsize + (2 if shape[-1] <= 2**15 else 4)) + itemsize)
     if codec.kind == "fp16":
         return 2 * count
-    return count + 4 if codec.kind == "int8" else itemsize * count
+    return count + itemsize if codec.kind == "int8" else itemsize * count
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:
@@ -116,7 +116,8 @@ def _to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def _encode_fp16(key: str, array: np.ndarray) -> dict[str, Any]:
-    half = array.astype(np.float16)
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
     if not np.isfinite(half).all():
         raise SourceError(
             f"Signal {key}: expected values within fp16's +-65504, got {np.abs(array).max():.4g}. Use codec='dense' or 'int8'."
@@ -124,7 +125,9 @@ def _encode_fp16(key: str, array: np.ndarray) -> dict[str, Any]:
     return {"fp16": half, "dtype": str(array.dtype)}
 
 
-def _encode_int8(array: np.ndarray, errors: dict[str, float]) -> dict[str, Any]:
+def _encode_int8(key: str, array: np.ndarray, errors: dict[str, float]) -> dict[str, Any]:
+    if not np.isfinite(array).all():
+        raise SourceError(f"Signal {key}: expected finite values, got NaN or infinite ones, which int8 cannot hold.")
     flat = array.reshape(len(array), -1)
     scale = np.abs(flat).max(axis=1).astype(array.dtype) / 127.0 if flat.size else np.zeros(len(array), array.dtype)
     safe = np.where(scale > 0, scale, 1.0).astype(array.dtype)

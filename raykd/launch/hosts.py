@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,10 @@ def train(job: Job, config: Mapping[str, Any], poll: Callable[[], None]) -> None
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config=dict(config),
-        torch_config=TorchConfig(backend="nccl" if launch.gpus and torch.cuda.is_available() else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if launch.gpus and torch.cuda.is_available() else "gloo",
+            timeout_s=int(launch.collective_timeout_s),
+        ),
         scaling_config=ScalingConfig(
             num_workers=launch.workers,
             use_gpu=launch.gpus > 0,
@@ -154,7 +158,9 @@ class _Worker:
         """Joins the group and learns."""
         if world > 1:
             backend = "nccl" if config["job"].launch.gpus and torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, init_method=f"tcp://{address[0]}:{address[1]}", rank=rank, world_size=world)
+            meeting = f"tcp://{address[0]}:{address[1]}"
+            patience = timedelta(seconds=config["job"].launch.collective_timeout_s)
+            dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=patience)
         try:
             work(rank, world, config)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -192,7 +193,16 @@ def _user(module_name: str, attribute: str, num_classes: int, options: Mapping[s
     if not callable(factory):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ModelError(f"model {name!r}: expected a callable in {module_name}, got none. {near(attribute, known)}")
-    model = _call(name, factory, num_classes, options)
+    try:
+        model = _call(name, factory, num_classes, options)
+    except ModelError:
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise ModelError(
+            f"model {name!r}: expected the factory to return a model, got {type(error).__name__}: {error} "
+            f"({line.filename}:{line.lineno}). Mend the factory, or the model's options."
+        ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {name!r}: expected the factory to return a torch.nn.Module, got {type(model).__name__}.")
     return model

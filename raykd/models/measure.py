@@ -27,8 +27,8 @@ class Cost:
 def cost(model: nn.Module, input_shape: Sequence[int]) -> Cost:
     """Cost of one sample of `input_shape` (without the batch axis), e.g. `cost(model, (3, 32, 32)).macs`.
 
-    Runs on the meta device, so it allocates nothing; a model that cannot (it reads values) runs once on the CPU on
-    zeros. The model is left as it was: mode, hooks, buffers.
+    Runs on the meta device, so it allocates nothing; a model that cannot (it reads values) and is not there itself runs
+    once on the CPU on zeros. The model is left as it was: mode, hooks, buffers.
     """
     total = 0
 
@@ -42,6 +42,8 @@ def cost(model: nn.Module, input_shape: Sequence[int]) -> Cost:
         try:
             trial_forward(model, input_shape, "meta")
         except Exception:
+            if any(value.is_meta for _, value in _tensors(model)):
+                raise
             total = 0
             trial_forward(model, input_shape, "cpu")
     finally:

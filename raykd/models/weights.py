@@ -191,10 +191,10 @@ def _refusal(path: Path, text: str) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    size = path.stat().st_size
+    size, cause = path.stat().st_size, str(error).partition("\n")[0].partition(". ")[0]
     return (
         f"weights {path}: expected a complete weight file, got {size:,} bytes that cannot be read "
-        f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). It is truncated or no weight file."
+        f"({type(error).__name__}: {cause}). It is truncated or no weight file: copy it again."
     )
 
 
@@ -208,7 +208,7 @@ def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping) and loaded and all(isinstance(v, Tensor) for v in loaded.values()):
         return {str(name): value for name, value in loaded.items()}
     got = f"a dict of {_some(map(str, loaded))}" if isinstance(loaded, Mapping) else type(loaded).__name__
-    raise ModelError(f"weights {path}: expected a state dict (also under {', '.join(WRAPPERS)}), got {got}.")
+    raise ModelError(f"weights {path}: expected a state dict (also under {', '.join(WRAPPERS)}), got {got}. Save model.state_dict().")
 
 
 def _named_like(wanted: Mapping[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Reports: what a run shows while it goes on, and what it leaves behind. Every number says where it comes from.
 
+console     consoles and tables: how it looks
 tables      result dictionaries to rows and sentences (pure)
 follow      metrics.jsonl read as it grows; rates, waiting share, time left
 watch       one training followed: what is worth saying about it

@@ -73,9 +73,11 @@ def comparisons(result: Result) -> list[str]:
         found.append(f"Gain over the student alone: {points(ours - alone)} ({_split(measure)}).")
     for name, teacher in (result.get("teachers") or {}).items():
         measure = "test" if teacher.get("split") == "test" else "last"
-        ours = top1(student.get(measure))
-        if ours is not None and teacher.get("split") in ("test", "eval") and teacher.get("top1") is not None:
-            found.append(f"Gap to teacher {name}: {points(teacher['top1'] - ours)} ({_split(measure)}).")
+        reached = top1(student.get(measure))
+        if reached is not None and teacher.get("split") in ("test", "eval") and teacher.get("top1") is not None:
+            gap = teacher["top1"] - reached
+            side = "below" if gap > 0 else "above"
+            found.append(f"Gap to teacher {name}: the student is {100 * abs(gap):.2f} points {side} ({_split(measure)}).")
     return found
 
 
@@ -99,7 +101,7 @@ def exchange(result: Result, images_per_request: float | None) -> list[tuple[str
         result: of the run.
         images_per_request: images in one request of one worker; None: unknown, bytes a sample are left out.
     """
-    found = []
+    found: list[tuple[str, ...]] = []
     for name, stats in (result.get("exchange") or {}).items():
         requests = stats.get("requests", 0)
         samples = requests * images_per_request if images_per_request else 0
@@ -230,7 +232,7 @@ def duration(seconds: float) -> str:
 
 
 def title(path: str, name: str) -> str:
-    """A training's path in words: "" is the job itself, "baseline" the student alone, "stages.a" stage a."""
+    """A training's path in words: "" is the job's name, "baseline" the student alone, "stages.a" stage a."""
     parts = path.split(".") if path else []
     words: list[str] = []
     for place, part in enumerate(parts):
@@ -240,7 +242,7 @@ def title(path: str, name: str) -> str:
             words.append("student alone")
         else:
             words.append(part)
-    return f"{name} / {' '.join(words)}" if words else name
+    return " ".join(words) or name
 
 
 def plain(value: Any) -> Any:
@@ -269,14 +271,13 @@ def _teacher(who: str, teacher: Mapping[str, Any]) -> Row:
     source = str(teacher.get("source", HERE))
     if split and teacher.get("count") is not None:
         source += f" ({split}, {teacher['count']:,} images)"
-    place = "test" if split == "test" else "last"
-    numbers = {"last": None, "best": None, "test": None} | {place: measured}
-    return Row(who, str(teacher.get("model", "-")), teacher.get("parameters"), source=source, **numbers)
+    last, test = (None, measured) if split == "test" else (measured, None)
+    return Row(who, str(teacher.get("model", "-")), teacher.get("parameters"), last, None, test, source)
 
 
 def _student(who: str, student: Mapping[str, Any]) -> Row:
     counts = [(split, student.get(m)) for split, m in (("eval", "last"), ("test", "test"))]
-    shown = ", ".join(f"{split} {found['count']:,} images" for split, found in counts if found and found.get("count"))
+    shown = "; ".join(f"{split}, {found['count']:,} images" for split, found in counts if found and found.get("count"))
     source = str(student.get("source", HERE)) + (f" ({shown})" if shown else "")
     return Row(
         who,

@@ -8,15 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from raykd.config import Job
 from raykd.launch.observer import Observer
 from raykd.report import tables
+from raykd.report.console import make_console, print_table
 from raykd.report.watch import Remark, Watch
 
 PLAIN_EVERY_S = 10.0
@@ -72,8 +71,10 @@ class Terminal(Observer):
             self._live.start()
 
     def skip(self, path: str, folder: Path, result: dict[str, Any]) -> None:
-        """A stage was finished by an earlier run."""
+        """A stage, or the whole run, was finished earlier."""
         self._say(f"{tables.title(path, str(result.get('name', '')))}: finished earlier, not run again ({folder})")
+        if not path:
+            print_result(self.out, result)
 
     def teacher(self, path: str, name: str, split: str, accuracy: dict[str, Any]) -> None:
         """A teacher was measured."""
@@ -113,6 +114,7 @@ class Terminal(Observer):
             return
         self.close()
         print_result(self.out, result)
+        self._say(f"Run folder: {folder}")
 
     def _is_due(self, path: str, watch: Watch) -> bool:
         last_path, last_epoch, last_time = self._printed
@@ -133,28 +135,10 @@ class Terminal(Observer):
         self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
 
 
-def make_console(stderr: bool = False) -> Console:
-    """A console on stdout or stderr; wide where nobody's window sets a width."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=160)
-
-
-def make_table(head: tuple[str, ...], body: list[tuple[str, ...]], title: str | None = None) -> Table:
-    """A plain table: numbers to the right, text to the left."""
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    for place, name in enumerate(head):
-        column = [row[place] for row in body]
-        numeric = bool(column) and all(not cell or cell[0].isdigit() or cell in ("-", "none") for cell in column)
-        table.add_column(name, justify="right" if numeric else "left")
-    for row in body:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
-
-
 def print_result(console: Console, result: tables.Result) -> None:
     """The closing table of a run: top-1 / top-5 of every model, gain and gap, flags."""
     body = [row.cells() for row in tables.rows(result)]
-    console.print(make_table(tables.HEAD, body, f"{result.get('name', 'run')}: top-1 / top-5, per cent"))
+    print_table(console, tables.HEAD, body, f"{result.get('name', 'run')}: top-1 / top-5, per cent")
     for text in tables.comparisons(result):
         console.print(Text(text))
     for text in tables.flags(result):

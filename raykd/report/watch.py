@@ -156,6 +156,6 @@ def norms_text(norms: Mapping[str, float]) -> str:
 
 def _dead(title: str, term: str, norm: Any) -> str:
     return (
-        f"{title}: the gradient of {term!r} on the student is {norm:g}: the term is dead. Look at losses.{term.split('.')[0]}: its "
-        "weight, its schedule, the layers it reads, and whether the teacher's signal says anything."
+        f"{title}: the gradient of {term!r} on the student is {norm:g}: the term is dead. Look at "
+        f"losses.{term.split('.')[0]}: its weight, its schedule, the layers it reads, and whether the teacher says anything."
     )

@@ -48,6 +48,7 @@ def save(
         marker.write_text(json.dumps({"step": step, "world": world}) + "\n")
         os.replace(marker, place / "COMMIT")
         for _, old in committed(folder)[:-keep]:
+            (old / "COMMIT").unlink(missing_ok=True)  # first: what is cut off while it is removed does not count
             shutil.rmtree(old, ignore_errors=True)
     barrier()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,15 +126,17 @@ class Learner:
         torch.manual_seed(derive(self.job.seed, "step", self.step_count, self.rank))
         self.optimizer.zero_grad(set_to_none=True)
         chunks = self.job.training.accumulate
+        gradients: dict[str, Tensor] = {}
         for part, signals in _chunks(batch, teacher_signals, chunks, self.device):
             terms = self._terms(part, signals, global_count, epoch)
             if measure:
-                self._add_norms(terms, report)
+                self._add_gradients(terms, gradients)
             total = torch.stack([t.to(torch.float64) if t.dtype == torch.float64 else t.float() for t in terms.values()]).sum()
             total.backward()
             for name, value in terms.items():
                 report.terms[name] = report.terms.get(name, 0.0) + float(value.detach())
         self._share(report, stop)
+        report.grad_norms = {name: float(all_sum(gradient).norm()) for name, gradient in gradients.items()}
         if self.job.training.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.job.training.clip_norm)
         self.optimizer.step()
@@ -189,16 +191,15 @@ class Learner:
         every = self.job.training.grad_norms_every
         return self.step_count == 0 or (every > 0 and self.step_count % every == 0)
 
-    def _add_norms(self, terms: Mapping[str, Tensor], report: StepReport) -> None:
-        """L2 norm of each term's gradient on the student, over the whole batch."""
+    def _add_gradients(self, terms: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> None:
+        """Adds each term's gradient on the student, flat, to that of the parts of the batch before."""
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         for name, term in terms.items():
-            if not term.requires_grad:
-                report.grad_norms[name] = 0.0
-                continue
-            grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            grads: Sequence[Tensor | None] = [None] * len(parameters)
+            if term.requires_grad:
+                grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
             flat = torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(parameters, grads)])
-            report.grad_norms[name] = float(all_sum(flat).norm())
+            gradients[name] = gradients[name] + flat if name in gradients else flat
 
     def _set_rate(self) -> float:
         lr = float(self.job.training.lr or 0.0) * self.rate(self.step_count / self.steps_per_epoch)
@@ -211,10 +212,14 @@ class Learner:
         for loss in self.losses.values():
             loss.on_epoch(epoch)
 
-    def evaluated_model(self) -> nn.Module:
-        """The model to evaluate and export, the same on every worker."""
+    def settle(self) -> None:
+        """Makes batch-norm statistics equal on all workers, before an evaluation; every worker calls it."""
         average_buffers(self.student)
+
+    def evaluated_model(self) -> nn.Module:
+        """The model to evaluate and export; the same on every worker once they have settled."""
         if self.job.training.evaluate == "ema" and self.ema is not None:
+            average_buffers(self.ema.module)
             return self.ema.module
         return self.student
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raykd import catalogue
 from raykd.config import Job, Loss
 from raykd.data.keys import derive, torch_generator
-from raykd.errors import ConfigError, SignalError
+from raykd.errors import ConfigError, SignalError, near
 from raykd.roles.network import Facts
 from raykd.signals import Signal, Signals, Wire, wires
 
@@ -68,6 +68,7 @@ def plans(job: Job, stages: Mapping[str, list[str]]) -> list[Plan]:
             }
             try:
                 wired = wires(method.parameters, layers, loss.options, catalogue.derived())
+                _check_roles(wired, method.scheme)
                 _check_pairs(wired, loss, layers)
             except SignalError as error:
                 raise SignalError(f"losses.{name}: {error}") from None
@@ -78,6 +79,15 @@ def plans(job: Job, stages: Mapping[str, list[str]]) -> list[Plan]:
 def _layers(loss: Loss, role: str, stages: list[str]) -> tuple[str, ...]:
     named = loss.layers.get(role, ()) if isinstance(loss.layers, Mapping) else (loss.layers or ())
     return tuple(stages) if named == ("stages",) else tuple(named)
+
+
+def _check_roles(wired: tuple[Wire, ...], scheme: str) -> None:
+    for wire in wired:
+        if wire.parameter.role not in ("student", "teacher"):
+            raise SignalError(
+                f"{wire.parameter.name}: expected a signal of student or teacher, got one of {wire.parameter.role} "
+                f"({scheme} scheme). Nothing answers for that role here."
+            )
 
 
 def _check_pairs(wired: tuple[Wire, ...], loss: Loss, layers: Mapping[str, tuple[str, ...]]) -> None:
@@ -178,17 +188,23 @@ class BoundLoss(nn.Module):
 
     def _build(self, target: Any, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> nn.Module:
         by_name = {w.parameter.name: w.pick(dict(shapes[w.parameter.role])) for w in self.plan.wires}
-        arguments = {n: by_name[n] if n in by_name else self._facts[n] for n in self.plan.method.build_parameters}
+        arguments = {n: by_name[n] if n in by_name else self._fact(n) for n in self.plan.method.build_parameters}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.seed, "connector", self.plan.label))
             return target(**arguments, **self._chosen(self.plan.method.accepts.get("__init__", ())))
+
+    def _fact(self, name: str) -> Any:
+        if name not in self._facts:
+            wanted = f"a signal of forward() or one of {', '.join(self._facts)}"
+            raise SignalError(f"{self.plan.method.slug}: expected {wanted}, got {name!r}. {near(name, self._facts)}")
+        return self._facts[name]
 
     def prepare(self) -> None:
         """Runs the method's `prepare` once, before step 0."""
         if "prepare" in self.plan.method.hooks:
             hook = self.plan.method.imported().prepare
             names = hook.__code__.co_varnames[1 : hook.__code__.co_argcount]
-            hook(self._call, **{n: self._facts[n] for n in names})
+            hook(self._call, **{n: self._fact(n) for n in names})
 
     def on_epoch(self, epoch: int) -> None:
         """Runs the method's `on_epoch` before each epoch."""

@@ -82,6 +82,8 @@ def rate(training: Training) -> Callable[[float], float]:
 def _timm_rate(training: Training, name: str) -> Callable[[float], float]:
     from timm.scheduler import create_scheduler_v2
 
+    if name in ("none", "plateau"):
+        raise ConfigError(f"training.scheduler: 'timm:{name}' is no function of time. Use constant, cosine or multistep.")
     holder = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         timm_scheduler, _ = create_scheduler_v2(
@@ -93,7 +95,7 @@ def _timm_rate(training: Training, name: str) -> Callable[[float], float]:
             warmup_epochs=int(training.warmup_epochs or 0),
             warmup_lr=1e-3,
         )
-    except AssertionError as error:
+    except (AssertionError, ValueError) as error:
         raise ConfigError(f"training.scheduler: timm has no scheduler {name!r} ({error}).") from None
 
     def factor(epoch: float) -> float:

@@ -42,8 +42,8 @@ def read(path: Path, kind: str | None = None) -> list[Mapping[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text().splitlines():
         try:
-            yield line, json.loads(line)
+            yield f"{line}\n", json.loads(line)
         except json.JSONDecodeError:
             continue

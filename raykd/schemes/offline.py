@@ -116,55 +116,51 @@ class _Run:
     order: Order
     learner: Learner
     recorder: Recorder | None
+    last: Accuracy | None = None
 
     def all(self) -> dict[str, Any]:
         """All epochs, evaluation, export."""
-        training = self.job.training
-        started = time.time()
-        first = self.learner.step_count
+        training, launch = self.job.training, self.job.launch
+        started, first = time.time(), self.learner.step_count
         last_step = self.order.steps_per_epoch * (training.epochs or 1)
         if training.max_steps is not None:
             last_step = min(last_step, training.max_steps)
-        while self.learner.step_count < last_step:
-            epoch = self.learner.step_count // self.order.steps_per_epoch
-            self._epoch(epoch, last_step)
-            done = self.learner.step_count >= last_step
-            if done or (epoch + 1) % training.eval_every == 0:
-                self._evaluate(epoch)
-            if done or training.checkpoint_every == 0:
-                self._checkpoint()
+        at, ready, beside = self.order.position(first), launch.prefetch, launch.loader_processes
+        with Loader(self.train, self.order, self.job.data.augmentation, start=at, prefetch=ready, processes=beside) as loader:
+            while self.learner.step_count < last_step:
+                epoch = self.learner.step_count // self.order.steps_per_epoch
+                self._epoch(loader, epoch, last_step)
+                done = self.learner.step_count >= last_step
+                if done or (epoch + 1) % training.eval_every == 0:
+                    self._evaluate(epoch)
+                if done or self._due():
+                    self._checkpoint()
         return self._finish(time.time() - started, self.learner.step_count - first)
 
-    def _epoch(self, epoch: int, last_step: int) -> None:
-        self.learner.on_epoch(epoch)
-        start = self.learner.step_count - epoch * self.order.steps_per_epoch
-        launch, augmentation = self.job.launch, self.job.data.augmentation
-        loader = Loader(
-            self.train,
-            self.order,
-            augmentation,
-            start=(epoch, start),
-            prefetch=launch.prefetch,
-            processes=launch.loader_processes,
-        )
+    def _epoch(self, loader: Loader, epoch: int, last_step: int) -> None:
+        """The steps of an epoch, or what is left of it. Its last checkpoint is the caller's, after the evaluation."""
+        if self.learner.step_count % self.order.steps_per_epoch == 0:
+            self.learner.on_epoch(epoch)
+        last_step = min(last_step, (epoch + 1) * self.order.steps_per_epoch)
         batches = (batch | recipe(batch, epoch) for batch in loader.epoch(epoch))
         mark = time.perf_counter()
-        try:
-            for batch, signals, waited in ahead(batches, self.sources):
-                global_count = self._count(epoch)
-                report = self.learner.step(batch, signals, global_count, self.setting.should_stop())
-                now = time.perf_counter()
-                self._record(report, epoch, global_count, waited, now - mark)
-                mark = now
-                if self.learner.step_count >= last_step:
-                    return
-                every = self.job.training.checkpoint_every
-                if report.stop or (every and self.learner.step_count % every == 0):
-                    self._checkpoint()
-                if report.stop:
-                    raise Interrupted(f"Stopped at step {self.learner.step_count}; a checkpoint was written.")
-        finally:
-            loader.close()
+        for batch, signals, waited in ahead(batches, self.sources):
+            count = self._count(epoch)
+            report = self.learner.step(batch, signals, count, self.setting.should_stop())
+            now = time.perf_counter()
+            self._record(report, epoch, count, waited, now - mark)
+            mark = now
+            if self.learner.step_count >= last_step:
+                return
+            if report.stop or (self.job.training.checkpoint_every and self._due()):
+                self._checkpoint()
+            if report.stop:
+                raise Interrupted(f"Stopped at step {self.learner.step_count}; a checkpoint was written.")
+
+    def _due(self) -> bool:
+        """Whether a checkpoint is due at this step; without a number of steps, at the end of each epoch."""
+        every = self.job.training.checkpoint_every or self.order.steps_per_epoch
+        return self.learner.step_count % every == 0
 
     def _count(self, epoch: int) -> int:
         """Samples in the batches of all workers at the coming step."""
@@ -188,7 +184,7 @@ class _Run:
         )
 
     def _evaluate(self, epoch: int) -> None:
-        accuracy = self._accuracy("eval")
+        accuracy = self.last = self._accuracy("eval")
         if self.recorder is not None and accuracy is not None:
             best = self._best()
             self.recorder.write("eval", self.learner.step_count, epoch=epoch, **_as_dict(accuracy))
@@ -199,6 +195,7 @@ class _Run:
         if not has_split(self.job.data, split):
             return None
         dataset = open_data(self.job.data, split)
+        self.learner.settle()
         model = self.learner.evaluated_model().eval()
         tapped = self.learner.tapped
         batches = evaluation_batches(dataset, max(self.job.training.batch_size or 1, 128), rank=self.rank, world=self.world)
@@ -226,7 +223,7 @@ class _Run:
         )
 
     def _finish(self, seconds: float, steps: int) -> dict[str, Any]:
-        last, test = self._accuracy("eval"), self._accuracy("test")
+        last, test = self.last or self._accuracy("eval"), self._accuracy("test")
         result: dict[str, Any] = {
             "steps": self.learner.step_count,
             "epochs": round(self.learner.step_count / self.order.steps_per_epoch, 3),

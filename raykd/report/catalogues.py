@@ -1,0 +1,166 @@
+"""What `raykd list` and `raykd show <method>` print. Methods and signals are read without importing torch."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from raykd import catalogue, signals
+from raykd.catalogue import Method
+from raykd.errors import ConfigError, near
+from raykd.report.console import print_table
+from raykd.report.tables import plain
+
+KINDS = ("methods", "models", "recipes", "signals")
+BASE_SIGNALS = {
+    "logits": "class scores, [b c]",
+    "embedding": "pooled input of the classifier, [b d]",
+    "feature": "output of a layer of the job's choice, [b c h w] or [b l d]",
+    "input_grad": "gradient with respect to the images",
+}
+ELSEWHERE = "Also timm:<name>, torchvision:<name>, wrn_<depth>_<width> and your own package.module:factory."
+
+
+def listing(kind: str, section: str | None = None) -> dict[str, Any]:
+    """One catalogue as plain data: {kind: [...]}."""
+    if section is not None and kind != "methods":
+        raise ConfigError(f"--section {section}: only methods have sections, not {kind}.")
+    if kind == "methods":
+        return {"methods": [method_data(m) for m in _section(section)]}
+    if kind == "models":
+        from raykd import models
+
+        return {"models": list(models.names()), "also": ELSEWHERE}
+    if kind == "recipes":
+        from raykd.config import RECIPES
+
+        return {"recipes": {name: plain(settings) for name, settings in RECIPES.items()}}
+    return {"signals": _signals(), "roles": list(signals.ROLES), "other_parameters": list(signals.PLAIN_NAMES)}
+
+
+def print_listing(console: Console, kind: str, found: Mapping[str, Any]) -> None:
+    """Prints what `listing` found."""
+    if kind == "methods":
+        head = ("method", "section", "folder", "scheme", "signals", "options", "paper")
+        body = [
+            (m["slug"], m["section"], m["folder"], m["scheme"], _lines(m["signals"]), _options(m), _short(m["paper"]))
+            for m in found["methods"]
+        ]
+        print_table(console, head, body)
+        console.print(Text(f"{len(body)} methods. `raykd show <method>` says more; your own: package.module:my_loss."))
+    elif kind == "models":
+        console.print(Text(", ".join(found["models"])))
+        console.print(Text(found["also"]))
+    elif kind == "recipes":
+        names = list(found["recipes"])
+        settings = list(dict.fromkeys(s for r in found["recipes"].values() for s in r))
+        body = [(s, *(str(found["recipes"][n].get(s, "-")) for n in names)) for s in settings]
+        print_table(console, ("training.*", *names), body)
+    else:
+        body = [(s["name"], s["parent"] or "-", _lines(s["options"]) or "-", s["about"]) for s in found["signals"]]
+        print_table(console, ("signal", "derived from", "options", "what"), body)
+        console.print(Text(f"A loss asks for <role>_<signal>[s][_<view|head>] with a role of {', '.join(found['roles'])},"))
+        console.print(Text(f"or for {', '.join(found['other_parameters'])}."))
+
+
+def method_data(method: Method) -> dict[str, Any]:
+    """A method as plain data."""
+    return {
+        "slug": method.slug,
+        "name": method.name,
+        "section": method.section,
+        "folder": method.path.parent.name,
+        "scheme": method.scheme,
+        "signals": list(method.parameters),
+        "options": {name: _option(option) for name, option in method.options.items()},
+        "layers": list(method.layers),
+        "trains": method.trains,
+        "hooks": list(method.hooks),
+        "paper": method.paper,
+        "file": str(method.path),
+    }
+
+
+def method_page(method: Method) -> dict[str, Any]:
+    """A method as plain data, with the docstring of its loss and its module's first line."""
+    tree = ast.parse(method.path.read_text())
+    named = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    node = named.get(method.attribute)
+    doc = (ast.get_docstring(node) if node is not None else None) or ast.get_docstring(tree) or ""
+    return method_data(method) | {"summary": (ast.get_docstring(tree) or doc).split("\n")[0], "doc": doc}
+
+
+def print_method(console: Console, page: Mapping[str, Any]) -> None:
+    """Prints a method's page."""
+    console.print(Text(f"{page['slug']} ({page['name']}): section {page['section']}, {page['scheme']}", style="bold"))
+    console.print(Text(page["summary"]))
+    facts = {
+        "paper": page["paper"],
+        "signals": ", ".join(page["signals"]),
+        "layers": ", ".join(page["layers"]) or "none",
+        "trains or remembers": "yes, see its Module" if page["trains"] else "nothing beside the student",
+        "hooks": ", ".join(page["hooks"]) or "none",
+        "file": page["file"],
+    }
+    for name, value in facts.items():
+        console.print(Text(f"{name}: {value}"), soft_wrap=True)
+    body = [(n, o["type"] or "-", "required" if o["required"] else repr(o["default"])) for n, o in page["options"].items()]
+    if body:
+        print_table(console, ("option", "type", "default"), body, "Options: losses.<name>.<option>")
+    console.print(Text(page["doc"]))
+
+
+def _section(section: str | None) -> list[Method]:
+    methods = list(catalogue.methods().values())
+    if section is None:
+        return methods
+    found = [m for m in methods if m.path.parent.name == section or f"{m.section}.".startswith(f"{section.rstrip('.')}.")]
+    if not found:
+        known = sorted({m.section for m in methods} | {m.path.parent.name for m in methods})
+        raise ConfigError(f"--section {section}: no method in it. {near(section, known)}")
+    return found
+
+
+def _signals() -> list[dict[str, Any]]:
+    tree = ast.parse((catalogue.PACKAGE / "parts" / "derived.py").read_text())
+    docs = {n.name: (ast.get_docstring(n) or "").split("\n")[0] for n in tree.body if isinstance(n, ast.FunctionDef)}
+    found: list[dict[str, Any]] = [
+        {"name": n, "parent": None, "options": [], "per_batch": False, "about": BASE_SIGNALS.get(n, "")}
+        for n in signals.BASE_KINDS
+    ]
+    for name, derived in catalogue.derived().items():
+        about = docs.get(name, "")
+        found.append(
+            {
+                "name": name,
+                "parent": derived.parent,
+                "options": list(derived.options),
+                "per_batch": derived.per_batch,
+                "about": about,
+            }
+        )
+    return found
+
+
+def _option(option: catalogue.Option) -> dict[str, Any]:
+    required = option.default is catalogue.REQUIRED
+    return {"type": option.annotation, "required": required, "default": None if required else plain(option.default)}
+
+
+def _options(method: Mapping[str, Any]) -> str:
+    return _lines([f"{n} (required)" if o["required"] else f"{n}={o['default']}" for n, o in method["options"].items()])
+
+
+def _short(paper: str) -> str:
+    """The arXiv number of a reference, or all of it where it has none."""
+    found = re.search(r"arXiv:[\w./-]+", paper)
+    return found[0].rstrip(".") if found else paper
+
+
+def _lines(words: list[str]) -> str:
+    return ", ".join(words)

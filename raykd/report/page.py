@@ -1,0 +1,156 @@
+"""report.html: one self-contained page a run. Plots are inlined; no scripts, no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raykd.report import runs, tables
+from raykd.report.follow import wait_share
+from raykd.report.plots import plots
+
+CSS = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: #222; background: #fff;
+       max-width: 1080px; margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p.lead { margin: .2rem 0 1.4rem; color: #555; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 600; color: #555; border-bottom: 2px solid #ccc; }
+th, td { padding: .4rem .8rem .4rem 0; vertical-align: top; } td { border-bottom: 1px solid #eee; }
+tr.main td { font-weight: 600; } td:last-child, .note { color: #555; font-size: .9em; }
+.flag { background: #fff4e5; border-left: 4px solid #e69f00; padding: .6rem .9rem; margin: .8rem 0; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem; }
+.plots img { width: 100%; border: 1px solid #eee; border-radius: 6px; }
+details { margin: .6rem 0; } summary { cursor: pointer; color: #0072b2; }
+pre { background: #f7f7f7; padding: .9rem; border-radius: 6px; overflow-x: auto; font-size: .85em; }
+.scroll { overflow-x: auto; } code { font-size: .92em; }
+"""
+CAPTIONS = {
+    "loss": "Loss terms by step",
+    "accuracy": "Top-1 on the eval split by epoch",
+    "rate": "Learning rate by step",
+    "wait": "Share of the step time spent waiting for teachers",
+}
+
+
+def write_page(folder: Path) -> Path:
+    """Writes <folder>/report.html and <folder>/plots/, from what the run folder holds; an unfinished run gets a page too.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ConfigError: this is no run folder.
+    """
+    run = runs.load(folder)
+    text = _document(run, plots(folder))
+    path = folder / "report.html"
+    part = folder / f".report.{os.getpid()}"
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def _document(run: runs.Run, pictures: Sequence[Path]) -> str:
+    name = str((run.result or run.job).get("name") or run.folder.name)
+    result = run.result or {}
+    parts = [f"<h1>{_escape(name)}</h1>", f'<p class="lead">{_escape(_lead(run))}</p>']
+    parts += [f'<div class="flag">{_escape(flag)}</div>' for flag in tables.flags(result)]
+    if run.result is not None:
+        parts += _accuracies(result)
+    parts += ["<h2>Curves</h2>", *_curves(run, pictures)]
+    traffic = tables.exchange(result, runs.images_per_request(run))
+    if traffic:
+        wait = f"Waiting for teachers took {tables.percent(wait_share(run.steps), 1)} of the step time. "
+        note = f"{wait}Bytes a sample: signals received, protocol left out; counts since the last resume. Measured here."
+        parts += ["<h2>Exchange with the teachers</h2>", _table(tables.EXCHANGE_HEAD, traffic), f'<p class="note">{note}</p>']
+    parts += _settings(run.job)
+    if run.result is not None:
+        parts += ["<h2>Where this comes from</h2>", _table(("", ""), list(tables.origin(result).items()), head_row=False)]
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
+        f"<title>{_escape(name)}</title>\n<style>{CSS}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _lead(run: runs.Run) -> str:
+    if run.result is None:
+        steps = run.steps[-1]["step"] if run.steps else 0
+        return f"Not finished: {steps:,} steps recorded."
+    found = tables.origin(run.result)
+    return ", ".join(f"{name} {found[name]}" for name in ("started", "took", "seed", "commit") if name in found)
+
+
+def _accuracies(result: tables.Result) -> list[str]:
+    rows = tables.rows(result)
+    last = len(rows) - 1
+    parts = ["<h2>Accuracy</h2>", _table(tables.HEAD, [row.cells() for row in rows], strong=last)]
+    parts += [f"<p>{_escape(text)}</p>" for text in tables.comparisons(result)]
+    note = (
+        "Top-1 / top-5 in per cent. Best is the best epoch on the eval split, chosen after the fact; last is what training "
+        "ended with. Epochs are counted from 1 here, from 0 in the files. The last column says where each number comes from."
+    )
+    return [*parts, f'<p class="note">{note}</p>']
+
+
+def _curves(run: runs.Run, pictures: Sequence[Path]) -> list[str]:
+    if not pictures:
+        return ['<p class="note">Nothing was recorded.</p>']
+    images = []
+    for path in pictures:
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        images.append(f'<img alt="{CAPTIONS[path.stem]}" src="data:image/png;base64,{data}">')
+    missing = [] if run.evals else ['<p class="note">No evaluation was recorded: the job has no eval split.</p>']
+    lines = " ".join(runs.curve_lines(runs.curves(run)))
+    return [f'<div class="plots">{"".join(images)}</div>', *missing, f'<p class="note">{_escape(lines)} Measured here.</p>']
+
+
+def _settings(job: Mapping[str, Any]) -> list[str]:
+    if not job:
+        return []
+    changed = [(path, json.dumps(value)) for path, value in changed_settings(job)]
+    return [
+        "<h2>Settings</h2>",
+        f"<details open><summary>What differs from the defaults ({len(changed)})</summary>",
+        _table(("setting", "value"), changed),
+        "</details>",
+        "<details><summary>The whole job, resolved (job.json)</summary>",
+        f"<pre>{_escape(json.dumps(job, indent=2))}</pre></details>",
+    ]
+
+
+def changed_settings(job: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """(path, value) of every setting of a job.json that is not the default; of teachers, against a teacher's defaults."""
+    from raykd.config import Job, Teacher, to_dict
+
+    plain = json.loads(json.dumps(to_dict(Job())))
+    default = dict(tables.flatten(plain))
+    teacher = dict(tables.flatten(json.loads(json.dumps(to_dict(Teacher()))), "*"))
+    found = []
+    for path, value in tables.flatten(job):
+        head, _, rest = path.partition(".")
+        wanted = teacher.get(f"*.{rest.partition('.')[2]}") if head == "teachers" else default.get(path)
+        known = path in default or (head == "teachers" and f"*.{rest.partition('.')[2]}" in teacher)
+        if not path.startswith("stages.") and not (known and wanted == value) and value != {}:
+            found.append((path, value))
+    return found
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]], strong: int = -1, head_row: bool = True) -> str:
+    top = "<tr>" + "".join(f"<th>{_escape(name)}</th>" for name in head) + "</tr>" if head_row else ""
+    lines = []
+    for place, row in enumerate(body):
+        mark = ' class="main"' if place == strong else ""
+        lines.append(f"<tr{mark}>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>")
+    return f'<div class="scroll"><table>{top}{"".join(lines)}</table></div>'
+
+
+def _escape(text: Any) -> str:
+    return html.escape(str(text))

@@ -1,0 +1,31 @@
+"""The tracing nets as a user would bring them to raykd: `learner_nets:student`, `learner_nets:teacher`."""
+
+import tracing
+import torch
+from torch import nn
+
+
+class Tappable(tracing.TinyNet):
+    """TinyNet with its ReLUs as modules, so that taps find them; the same state_dict and the same numbers."""
+
+    def __init__(self, widths, strides):
+        super().__init__(widths, strides)
+        self.relus = nn.ModuleList(nn.ReLU() for _ in widths)
+
+    def layer_aliases(self):
+        return {f"stage{i + 1}": f"relus.{i}" for i in range(3)} | {"embedding": "classifier:in"}
+
+    def forward(self, images):
+        for stage, relu in zip((self.stage1, self.stage2, self.stage3), self.relus):
+            images = relu(stage(images))
+        return self.classifier(torch.mean(images, (2, 3)))
+
+
+def student(num_classes, strides=(1, 2, 2)):
+    assert num_classes == tracing.CLASSES
+    return Tappable((4, 5, 6), strides)
+
+
+def teacher(num_classes, strides=(1, 2, 2)):
+    assert num_classes == tracing.CLASSES
+    return Tappable((6, 7, 8), strides)

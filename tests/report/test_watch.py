@@ -1,0 +1,103 @@
+import os
+
+import pytest
+
+from raykd.report.watch import Watch, advice, norms_text
+from tests.report.folders import evaluation, job, lines, step
+
+
+def append(folder, *records):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(lines(records))
+
+
+def texts(watch, kind):
+    return [r.text for r in watch.poll() if r.kind == kind]
+
+
+def test_evaluations_are_said_once(tmp_path):
+    watch = Watch("", job(), tmp_path, 60)
+    append(tmp_path, step(20), evaluation(0, 0.5))
+    assert texts(watch, "eval") == ["small: epoch 1/3, eval top-1 50.00 %, top-5 99.00 % (360 images)"]
+    append(tmp_path, step(40), evaluation(1, 0.4))
+    assert texts(watch, "eval")[0].endswith("best so far 50.00 % (epoch 1)")
+    assert watch.poll() == []
+
+
+def test_what_an_earlier_run_wrote_is_taken_in_silence(tmp_path):
+    append(tmp_path, step(20, grad_norms={"ce": 1.0, "kd": 0.0}), evaluation(0, 0.5))
+    watch = Watch("", job(), tmp_path, 60)
+    assert watch.poll() == []
+    assert watch.progress.step == 20
+
+
+def test_a_file_cut_back_is_not_said_again(tmp_path):
+    watch = Watch("", job(), tmp_path, 60)
+    append(tmp_path, *(step(n) for n in range(1, 21)), evaluation(0, 0.5), step(21), step(22))
+    assert len(texts(watch, "eval")) == 1
+    part = tmp_path / "part"
+    part.write_text(lines([*(step(n) for n in range(1, 21)), evaluation(0, 0.5), *(step(n) for n in range(21, 26))]))
+    os.replace(part, tmp_path / "metrics.jsonl")
+    assert watch.poll() == []
+    assert (watch.progress.step, watch.progress.live_steps) == (25, 3)
+
+
+def test_gradient_norms_are_shown_once_and_a_dead_term_warns(tmp_path):
+    watch = Watch("", job(), tmp_path, 60)
+    append(tmp_path, step(1, grad_norms={"ce": 2.0, "kd": 0.0}))
+    note, warning = watch.poll()
+    assert note.text == "small: gradient norms on the student: ce 2, kd 0 (0 x ce)"
+    assert warning.kind == "warn"
+    assert "the term is dead" in warning.text
+    assert "losses.kd" in warning.text
+    append(tmp_path, step(50, grad_norms={"ce": 2.0, "kd": 0.0}))
+    assert watch.poll() == []
+
+
+def test_a_term_that_warms_up_is_judged_at_its_second_norm(tmp_path):
+    watch = Watch("", job(), tmp_path, 60)  # dkd's schedule is linear(20)
+    append(tmp_path, step(1, grad_norms={"ce": 2.0, "dkd.tckd": 0.0, "dkd.nckd": 0.0}))
+    assert texts(watch, "warn") == []
+    append(tmp_path, step(50, grad_norms={"ce": 2.0, "dkd.tckd": 0.0, "dkd.nckd": 0.5}))
+    found = texts(watch, "warn")
+    assert len(found) == 1
+    assert "'dkd.tckd'" in found[0]
+
+
+def test_the_student_alone_has_no_terms_to_compare(tmp_path):
+    watch = Watch("baseline", job(), tmp_path, 60)
+    append(tmp_path, step(1, grad_norms={"ce": 2.0}))
+    assert watch.poll() == []
+
+
+def test_advice_once_after_fifty_steps(tmp_path):
+    watch = Watch("", job(), tmp_path, 60)
+    append(tmp_path, *(step(n, wait=0.38) for n in range(1, 50)))
+    assert watch.poll() == []
+    append(tmp_path, step(50, wait=0.38))
+    assert "waiting 38 % for teachers: add replicas (teachers.big.replicas: 2 now, 4 would keep up" in texts(watch, "note")[0]
+    append(tmp_path, step(51, wait=0.9))
+    assert watch.poll() == []
+
+
+@pytest.mark.parametrize(
+    "share, settings",
+    [(0.15, {}), (0.5, {"teachers.big.placement": "inline"}), (0.5, {"launch.backend": "local", "launch.workers": 1})],
+)
+def test_no_advice_where_nothing_can_be_gained(share, settings):
+    assert advice(job(**settings), share) is None
+
+
+def test_the_line(tmp_path):
+    watch = Watch("", job(), tmp_path, 1060)
+    append(tmp_path, *(step(n, wait=0.38) for n in range(1, 22)))
+    watch.poll()
+    line = watch.line()
+    assert line.startswith("small · epoch 2/3 · step 21/1,060 · 800 img/s · loss ")
+    assert "ce 0." in line
+    assert "teacher wait 38 %" in line
+
+
+def test_norms_without_cross_entropy():
+    assert norms_text({"kd": 1.0}) == "kd 1"
+    assert norms_text({"ce": 0.0, "kd": 1.0}) == "ce 0, kd 1"
