@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,13 @@ def run(
     from raykd.report.page import write_page
     from raykd.report.terminal import Terminal
 
-    watcher = observer or (Observer() if quiet else Terminal())
-    result = launch_run(job, folder=folder, resume=resume, observer=watcher)
-    write_page(Path(result["folder"]))
+    with contextlib.ExitStack() as stack:
+        watcher = observer or (Observer() if quiet else stack.enter_context(Terminal()))
+        result = launch_run(job, folder=folder, resume=resume, observer=watcher)
+    try:
+        write_page(Path(result["folder"]))
+    except Exception as error:
+        warnings.warn(f"The report page was not written: {error}. The result is whole.", stacklevel=2)
     return result
 
 

@@ -159,7 +159,7 @@ def _parse(slug: str, path: Path, module: str, attribute: str) -> Method:
         sparse=bool(constants.get("SPARSE", False)),
         parameters=_positional(called),
         options=_merged_options(slug, [p for p in parts.values() if p is not None] + _derived_from(_positional(called))),
-        build_parameters=_positional(parts["__init__"]) if "__init__" in parts else (),
+        build_parameters=_positional(init) if (init := parts.get("__init__")) is not None else (),
         hooks=tuple(h for h in HOOKS if h in functions),
         trains=module_class is not None,
         path=path,

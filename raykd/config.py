@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
 from raykd import catalogue
-from raykd.errors import ConfigError, JobFaults, near
+from raykd.errors import ConfigError, JobFaults, RaykdError, near
 
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 Count = Annotated[int, Field(ge=1)]
@@ -247,7 +247,10 @@ def _to_loss(value: Any) -> Loss:
         return Loss(value)
     if not isinstance(value, Mapping) or "method" not in value:
         raise ValueError("expected Loss(...) or a mapping with the method's options")
-    return Loss(**value)
+    try:
+        return Loss(**value)
+    except TypeError as error:
+        raise ValueError(f"expected Loss(...) or a mapping with the method's options ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -352,7 +355,7 @@ def option_faults(job: Job, where: str = "") -> list[str]:
         path = f"{where}losses.{name}"
         try:
             method = catalogue.method(loss.method)
-        except ConfigError as error:
+        except RaykdError as error:
             faults.append(f"{path}: {error}")
             continue
         faults += _loss_faults(path, loss, method, job)
@@ -371,13 +374,35 @@ def _loss_faults(path: str, loss: Loss, method: catalogue.Method, job: Job) -> l
         wanted = _wanted(option, method)
         if wanted is not None and not _fits(value, wanted):
             faults.append(f"{path}.{option}: expected {wanted}, got {value!r}.")
-    for option in method.options.values():
-        if option.default is catalogue.REQUIRED and option.name not in loss.options:
-            faults.append(f"{path}.{option.name}: {method.slug} needs this option and has no default for it.")
+        elif isinstance(value, (int, float)) and (least := _least(option)) and not least[1](value):
+            faults.append(f"{path}.{option}: expected {least[0]}, got {value!r}.")
+    for declared in method.options.values():
+        if declared.default is catalogue.REQUIRED and declared.name not in loss.options:
+            faults.append(f"{path}.{declared.name}: {method.slug} needs this option and has no default for it.")
     for teacher in loss.teachers:
         if teacher not in job.teachers:
             faults.append(f"{path}.teachers: no teacher {teacher!r} in this job. {near(teacher, job.teachers)}")
-    return faults
+    return faults + _layer_faults(path, loss.layers)
+
+
+def _layer_faults(path: str, layers: Any) -> list[str]:
+    roles = layers if isinstance(layers, Mapping) else {"student": layers or ()}
+    faults = [
+        f"{path}.layers: no role {role!r}. {near(role, ('student', 'teacher'))}"
+        for role in roles
+        if role not in ("student", "teacher")
+    ]
+    bad = [name for names in roles.values() for name in names if not isinstance(name, str) or not name]
+    return faults + [f"{path}.layers: expected names of layers, got {name!r}." for name in bad]
+
+
+def _least(option: str) -> tuple[str, Callable[[float], bool]] | None:
+    """What an option of this name may be at least, in words and as a test; by name, as it means the same in every method."""
+    if option == "temperature" or option.endswith("_temperature"):
+        return "a temperature above 0", lambda value: value > 0
+    if option in ("weight", "ce_weight"):
+        return "a weight of at least 0", lambda value: value >= 0
+    return None
 
 
 def _wanted(option: str, method: catalogue.Method) -> str | None:
@@ -574,8 +599,12 @@ def _explain(error: Any) -> str:
     if error["type"] == "unexpected_keyword_argument":
         return f"{path}: no such setting. {near(path.rsplit('.', 1)[-1], _siblings(path))}"
     message = error["msg"][0].lower() + error["msg"][1:]
+    message = message.removeprefix("value error, ").replace("input should be", "expected")
     shown = repr(error["input"])
-    return f"{path}: {message}, got {shown if len(shown) < 80 else shown[:77] + '...'}."
+    hint = ""
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        hint = " " + near(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    return f"{path}: {message}, got {shown if len(shown) < 80 else shown[:77] + '...'}.{hint}"
 
 
 def _siblings(path: str) -> list[str]:

@@ -14,7 +14,7 @@ from raykd import catalogue, models
 from raykd.config import Job, Network, Teacher
 from raykd.data.batches import Batch, from_recipe
 from raykd.data.splits import open_data
-from raykd.errors import ConfigError
+from raykd.errors import ConfigError, ModelError
 from raykd.exchange import codec as codecs
 from raykd.exchange.sources import InlineSource, LocalSource, Source
 from raykd.roles.losses import Plan, plans
@@ -33,13 +33,21 @@ def facts(job: Job) -> Facts:
 
 
 def meta_model(spec: Network, known: Facts) -> torch.nn.Module:
-    """The model without weights or memory, for shapes, layers and costs.
+    """The model for shapes, layers and costs: without weights or memory, unless its factory cannot do without.
 
     Raises:
         ModelError: there is no such model, or it refuses an option.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return models.build(spec.model, known.num_classes, **model_options(spec, known))
+    with torch.random.fork_rng(devices=[]):
+        if spec.weights == "pretrained":
+            models.check_published(spec.model)
+            with torch.device("meta"):
+                return models.build_default(spec.model)
+        try:
+            with torch.device("meta"):
+                return models.build(spec.model, known.num_classes, **model_options(spec, known))
+        except ModelError:  # a factory that reads values needs them; what is wrong anyway is told by the second attempt
+            return models.build(spec.model, known.num_classes, **model_options(spec, known))
 
 
 def stages(job: Job, known: Facts) -> dict[str, list[str]]:

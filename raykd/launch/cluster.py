@@ -130,9 +130,7 @@ def _runtime_env() -> dict[str, Any]:
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         return {"env_vars": {k: v for k, v in _env().items() if k != "PYTHONPATH"}}
     here = Path.cwd()
-    import raykd
-
-    env: dict[str, Any] = {"env_vars": _env(), "py_modules": [str(Path(raykd.__file__).parent)]}
+    env: dict[str, Any] = {"env_vars": _env(), "py_modules": [str(Path(__file__).parents[1])]}
     if _size(here) <= LARGEST_WORKING_DIR_BYTES:
         env |= {"working_dir": str(here), "excludes": EXCLUDES}
     return env

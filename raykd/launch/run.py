@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from raykd.config import Job, read, resolve, to_dict, write
+from raykd.config import Job, Network, read, resolve, to_dict, write
 from raykd.data.batches import Plan as Order
 from raykd.data.batches import evaluation_batches
 from raykd.data.splits import open_data
@@ -127,7 +127,7 @@ def _folder(job: Job, folder: Path | None, resume: bool) -> Path:
         if folder is None:
             raise ConfigError(f"Resume: no run of {job.name!r} in {job.runs!r}. Leave --resume out to start one.")
     if folder is None:
-        number = (_numbered(job) or [(0, None)])[-1][0] + 1
+        number = max((n for n, _ in _numbered(job)), default=0) + 1
         folder = Path(job.runs) / f"{job.name}-{number:03d}"
     folder = folder.absolute()
     if not resume and (folder / JOB).exists():
@@ -235,7 +235,7 @@ def _one(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
         "seconds": round(time.time() - started, 3),
         "teachers": teachers,
-        "student": {"model": job.student.model, "parameters": _parameters(job, known)} | learned,
+        "student": {"model": job.student.model, "parameters": _parameters(job.student, known)} | learned,
         "exchange": exchange,
     }
 
@@ -270,7 +270,7 @@ def _on_ray(
         for name, spec in job.teachers.items():
             if name in handles:
                 found = replicas.accuracy(handles[name], split, 20 * job.launch.request_timeout_s)
-                teachers[name] = _measured(path, spec, name, found, watcher)
+                teachers[name] = _measured(path, spec, name, found, _parameters(spec, known), watcher)
             else:
                 teacher = assembly.make_teacher(job, name, plans, known)
                 teachers[name] = _measure_here(path, job, name, teacher, watcher)
@@ -297,17 +297,21 @@ def _measure_here(path: str, job: Job, name: str, teacher: Any, watcher: _Watche
     split = _teacher_split(job)
     found = evaluate(teacher.logits, evaluation_batches(open_data(job.data, split), 128))
     accuracy = {"top1": found.top1, "top5": found.top5, "count": found.count, "split": split}
-    return _measured(path, job.teachers[name], name, accuracy, watcher)
+    parameters = sum(p.numel() for p in teacher.tapped.model.parameters())
+    return _measured(path, job.teachers[name], name, accuracy, parameters, watcher)
 
 
-def _measured(path: str, spec: Any, name: str, accuracy: Mapping[str, Any], watcher: _Watcher) -> dict[str, Any]:
+def _measured(
+    path: str, spec: Any, name: str, accuracy: Mapping[str, Any], parameters: int, watcher: _Watcher
+) -> dict[str, Any]:
     found = dict(accuracy) | {"model": spec.model, "weights": spec.weights, "source": "measured here"}
+    found["parameters"] = parameters
     watcher.observer.teacher(path, name, found["split"], found)
     return found
 
 
-def _parameters(job: Job, known: Facts) -> int:
-    return sum(p.numel() for p in assembly.meta_model(job.student, known).parameters())
+def _parameters(spec: Network, known: Facts) -> int:
+    return sum(p.numel() for p in assembly.meta_model(spec, known).parameters())
 
 
 def commit() -> str | None:

@@ -8,7 +8,7 @@ with Taps(model, ["stage-1", "logits"]) as taps:
 """
 
 from raykd.models.addresses import Layer, classifier, layers, resolve, stages
-from raykd.models.factory import build
+from raykd.models.factory import build, build_default, check_published
 from raykd.models.measure import Cost, cost, fingerprint
 from raykd.models.taps import Taps
 from raykd.models.weights import load_weights, pretrained, resolve_pretrained
@@ -19,6 +19,8 @@ __all__ = [
     "Layer",
     "Taps",
     "build",
+    "build_default",
+    "check_published",
     "classifier",
     "cost",
     "fingerprint",

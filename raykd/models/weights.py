@@ -208,7 +208,9 @@ def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping) and loaded and all(isinstance(v, Tensor) for v in loaded.values()):
         return {str(name): value for name, value in loaded.items()}
     got = f"a dict of {_some(map(str, loaded))}" if isinstance(loaded, Mapping) else type(loaded).__name__
-    raise ModelError(f"weights {path}: expected a state dict (also under {', '.join(WRAPPERS)}), got {got}. Save model.state_dict().")
+    raise ModelError(
+        f"weights {path}: expected a state dict (also under {', '.join(WRAPPERS)}), got {got}. Save model.state_dict()."
+    )
 
 
 def _named_like(wanted: Mapping[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:

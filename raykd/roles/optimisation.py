@@ -46,12 +46,12 @@ def optimizer(training: Training, modules: Iterable[nn.Module]) -> torch.optim.O
 
 
 def _timm_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
-    import timm.optim
+    from timm.optim import get_optimizer_class, list_optimizers  # type: ignore[attr-defined]
 
-    known = timm.optim.list_optimizers()
+    known = [str(n) for n in list_optimizers()]
     if name not in known:
         raise ConfigError(f"training.optimizer: no optimizer {name!r}. {near(name, [*TORCH, *known])}")
-    return timm.optim.get_optimizer_class(name, bind_defaults=False)
+    return get_optimizer_class(name, bind_defaults=False)
 
 
 def rate(training: Training) -> Callable[[float], float]:
@@ -80,7 +80,7 @@ def rate(training: Training) -> Callable[[float], float]:
 
 
 def _timm_rate(training: Training, name: str) -> Callable[[float], float]:
-    from timm.scheduler import create_scheduler_v2
+    from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 
     if name in ("none", "plateau"):
         raise ConfigError(f"training.scheduler: 'timm:{name}' is no function of time. Use constant, cosine or multistep.")

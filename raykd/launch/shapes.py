@@ -1,0 +1,176 @@
+"""What shapes alone can tell, on the meta device: models that take the images, layers that exist, losses that fit.
+
+Every model runs once on a worker's batch of stand-ins, and every loss is called on what comes out, so that a shape that will not
+do is found before anything starts. A loss that reads values (crd does) cannot run without them and is left to the first step.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raykd import models
+from raykd.config import Job, Network
+from raykd.errors import ModelError, RaykdError, SignalError
+from raykd.launch import assembly
+from raykd.roles.losses import BoundLoss, Plan
+from raykd.roles.network import Facts, Tapped, input_shape, model_options
+from raykd.signals import Signal, Signals
+
+META = torch.device("meta")
+FEW = 4  # samples for a model that has to run on the CPU
+
+
+@dataclass
+class Model:
+    """One model of a job, where it can run: without memory, or on the CPU where its forward reads values."""
+
+    spec: Network
+    module: nn.Module
+    cost: models.Cost
+    device: torch.device
+
+
+def model(spec: Network, known: Facts) -> Model:
+    """Builds a model and runs it on one image.
+
+    Raises:
+        ModelError: no such model, it refuses an option, or it does not take these images.
+    """
+    shape = input_shape(spec, known)
+    try:
+        module = assembly.meta_model(spec, known)
+        try:
+            cost = models.cost(module, shape)
+        except Exception as error:
+            if not _reads_values(error):
+                raise
+            module = models.build(spec.model, known.num_classes, **model_options(spec, known))
+            cost = models.cost(module, shape)
+    except RaykdError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{spec.model}: expected a model that takes images of {' x '.join(map(str, shape))}, got {_told(error)}. "
+            "Change the model, its options or its input_size, or data.size."
+        ) from error
+    return Model(spec, module, cost, next(module.parameters(), torch.empty(0)).device)
+
+
+def check_layers(plan: Plan, built: Mapping[str, Model]) -> None:
+    """Raises SignalError where a layer that a loss reads is not in its model."""
+    for role, name in (("student", "student"), ("teacher", plan.teacher)):
+        wanted = [s.layer for s in plan.wanted(role) if s.layer is not None]
+        if name is not None and wanted:
+            models.resolve_all(built[name].module, wanted)
+
+
+def signals(found: Model, wanted: list[Signal], known: Facts, batch: int) -> Signals:
+    """What a model answers for a batch: key -> tensor without memory.
+
+    Raises:
+        RaykdError: a tap never fires, or the model yields no logits.
+    """
+    count = batch if found.device == META else FEW
+    tapped = Tapped(found.spec, found.module.eval(), wanted, known, found.device)
+    try:
+        with torch.no_grad():
+            seen = tapped(torch.zeros((count, *known.shape), dtype=torch.uint8, device=found.device))
+    finally:
+        tapped.close()
+    if not isinstance(seen["logits"], Tensor):
+        raise ModelError(f"{found.spec.model}: expected one tensor of logits, got {type(seen['logits']).__name__}.")
+    return {key: _stand_in(value, count, batch) for key, value in seen.items()}
+
+
+def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch: int) -> tuple[int, bool]:
+    """Builds a loss from shapes and calls it once.
+
+    Args:
+        job: resolved.
+        plan: the loss.
+        seen: "student" and each teacher -> its signals.
+        known: of the data.
+        batch: samples of a worker's batch.
+
+    Returns:
+        (trainable parameters beside the student, whether the loss couples the batch).
+
+    Raises:
+        RaykdError: the shapes do not fit, or the loss answers with something that is no loss.
+    """
+    roles = {"student": {k: _trained(v) for k, v in seen["student"].items()}}
+    roles |= {"teacher": seen[plan.teacher]} if plan.teacher else {}
+    try:
+        with META:
+            shapes = {role: {k: tuple(v.shape[1:]) for k, v in found.items()} for role, found in roles.items()}
+            loss = BoundLoss(plan, shapes, known, torch.zeros(known.num_samples, dtype=torch.int64), job)
+            loss.to(torch.float64 if job.student.dtype == "float64" else torch.float32)
+            fields = {name: torch.zeros(batch, dtype=torch.int64) for name in ("labels", "sample_index")}
+            fields["images"] = torch.zeros((batch, *known.shape), dtype=torch.uint8)
+            terms = _call(loss, fields, roles)
+    except RaykdError:
+        raise
+    except Exception as error:
+        given = [f"{s.key} {list(roles[w.parameter.role][s.key].shape)}" for w in plan.wires for s in w.signals]
+        raise SignalError(
+            f"expected a loss that runs on {', '.join(dict.fromkeys(given))}, got {_told(error, str(plan.method.path))}. "
+            "Look at that line, or choose other layers."
+        ) from error
+    if terms is not None:
+        _check_terms(terms, batch)
+    coupled = terms is not None and any(value.ndim == 0 for value in terms.values())
+    return sum(p.numel() for p in loss.parameters()), coupled or assembly.couples_batch(plan)
+
+
+def _call(loss: BoundLoss, fields: Mapping[str, Tensor], roles: Mapping[str, Signals]) -> dict[str, Any] | None:
+    """The terms; None where the loss reads values."""
+    try:
+        with torch.enable_grad():
+            return loss(fields, roles, 0, 0, 0)
+    except RaykdError:
+        raise
+    except Exception as error:
+        if _reads_values(error):
+            return None
+        raise
+
+
+def _check_terms(terms: Mapping[str, Any], batch: int) -> None:
+    wanted = f"one value a sample [{batch}], or [] where the loss couples the batch (or a dict of such)"
+    for name, value in terms.items():
+        where = f" ({name})" if name else ""
+        if not isinstance(value, Tensor):
+            raise SignalError(f"expected {wanted}, got {type(value).__name__}{where}. End the loss with `return`.")
+        if tuple(value.shape) not in ((), (batch,)):
+            raise SignalError(f"expected {wanted}, got {list(value.shape)}{where}. Sum or average over the other axes.")
+    if not any(value.requires_grad for value in terms.values()):
+        raise SignalError("expected a loss that depends on the student, got one without a gradient. Use a student's signal.")
+
+
+def _stand_in(value: Tensor, count: int, batch: int) -> Tensor:
+    """A tensor without memory for `batch` samples, of a signal seen for `count`; per-batch signals are [count count]."""
+    if count != batch and value.ndim == 2 and tuple(value.shape) == (count, count):
+        return torch.empty((batch, batch), dtype=value.dtype, device=META)
+    return torch.empty((batch, *value.shape[1:]), dtype=value.dtype, device=META)
+
+
+def _trained(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_() if value.is_floating_point() else value
+
+
+def _reads_values(error: Exception) -> bool:
+    """Whether something failed only because tensors on the meta device hold no values."""
+    return isinstance(error, NotImplementedError) or "meta" in str(error).lower()
+
+
+def _told(error: Exception, path: str | None = None) -> str:
+    """`KeyError: 'margin' (losses.py:12)`: one line, with the innermost place in the file at `path`."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}{place}"
