@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from raykd.errors import ConfigError, near
-from raykd.signals import BASE_KINDS, PLAIN_NAMES, Derived, parse
+from raykd.signals import BASE_KINDS, PLAIN_NAMES, Derived, parse, takes_layer
 
 PACKAGE = Path(__file__).parent
 RESERVED = ("weight", "ce_weight", "schedule")
@@ -148,7 +148,7 @@ def _parse(slug: str, path: Path, module: str, attribute: str) -> Method:
     called = parts.get("forward") if module_class is not None else parts["loss"]
     if called is None:
         raise ConfigError(f"Method {slug!r}: class {module_class and module_class.name} in {path} has no forward().")
-    layers = constants.get("LAYERS", ())
+    layers = constants.get("LAYERS", ()) if _reads_layers(_positional(called)) else ()  # a file may hold several losses
     return Method(
         slug=slug,
         name=constants.get("NAME", attribute),
@@ -176,9 +176,14 @@ def _derived_from(parameters: tuple[str, ...]) -> list[ast.FunctionDef]:
     return [nodes[kind] for kind in dict.fromkeys(kinds) if kind in nodes]
 
 
+def _reads_layers(parameters: tuple[str, ...]) -> bool:
+    parsed = [parse(p, derived()) for p in parameters if p not in PLAIN_NAMES]
+    return any(takes_layer(p.kind, derived()) for p in parsed if p is not None)
+
+
 def _syntax(path: Path) -> ast.Module:
     try:
-        return ast.parse(path.read_text())
+        return ast.parse(path.read_text(), filename=str(path))
     except (OSError, SyntaxError, ValueError) as error:
         raise ConfigError(f"Method file {path}: cannot be read ({error}).") from None
 

@@ -599,7 +599,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "unexpected_keyword_argument":
         return f"{path}: no such setting. {near(path.rsplit('.', 1)[-1], _siblings(path))}"
     message = error["msg"][0].lower() + error["msg"][1:]
-    message = message.removeprefix("value error, ").replace("input should be", "expected")
+    message = message.removeprefix("value error, ").replace("input should be ", "expected ")
+    message = re.sub(r"^expected (?=greater|less)", "expected a number ", message)
     shown = repr(error["input"])
     hint = ""
     if error["type"] == "literal_error" and isinstance(error["input"], str):

@@ -95,7 +95,11 @@ def test_a_method_is_called_as_declared(slug):
 
 def test_derived_signals():
     found = catalogue.derived()
-    assert (found["attention"].parent, found["attention"].options, found["attention"].per_batch) == ("feature", ("power",), False)
+    assert (found["attention"].parent, found["attention"].options, found["attention"].per_batch) == (
+        "feature",
+        ("power",),
+        False,
+    )
     assert found["gram"].per_batch
     assert found["similarity"].parent == "embedding"
     assert "per_batch" not in found
@@ -114,17 +118,19 @@ def test_a_users_function(package):
         "LAYERS: tuple[str, ...] = ('stage1', 'stage3')\n"
         "SPARSE = True\n"
         "def prepare(loss, num_samples): ...\n"
-        "def my_loss(student_logits, teacher_logits, labels, *, margin: float = 0.5, kind: str, weight: float = 3.0): ...\n"
+        "def my_loss(student_logits, teacher_attentions, labels, *, margin: float = 0.5, kind: str, weight: float = 3.0): ...\n"
+        "def other(student_logits, teacher_logits): ...\n"
     )
+    assert catalogue.method("mine.losses:other").layers == ()
     found = catalogue.method("mine.losses:my_loss")
     assert found.path == path
     assert "mine.losses" not in sys.modules, "reading a loss does not run it"
-    assert found.parameters == ("student_logits", "teacher_logits", "labels")
+    assert found.parameters == ("student_logits", "teacher_attentions", "labels")
     assert found.layers == ("stage1", "stage3")
     assert found.sparse
     assert found.hooks == ("prepare",)
     assert found.options["kind"].default is catalogue.REQUIRED
-    assert found.defaults() == {"margin": 0.5, "weight": 3.0}
+    assert found.defaults() == {"margin": 0.5, "weight": 3.0, "power": 2.0}
     assert found.call().__name__ == "my_loss"
 
 
@@ -161,11 +167,7 @@ def test_a_users_file_with_a_module_and_a_function(package):
     ],
 )
 def test_faults_of_a_users_loss(package, name, message):
-    package(
-        "def my_loss(student_logits): ...\n"
-        "class Empty: ...\n"
-        "def computed(student_logits, *, rate: int = 2 * 3): ...\n"
-    )
+    package("def my_loss(student_logits): ...\nclass Empty: ...\ndef computed(student_logits, *, rate: int = 2 * 3): ...\n")
     with pytest.raises(ConfigError, match=message):
         catalogue.method(name)
 

@@ -100,7 +100,9 @@ def test_a_job_file_that_cannot_be_read(tmp_path, text):
 
 
 def test_short_forms():
-    job = from_dict({"losses": {"kd": {}, "mine": {"method": "at", "layers": "stage1"}}, "stages": {"s": {"losses": {"sp": {}}}}})
+    job = from_dict(
+        {"losses": {"kd": {}, "mine": {"method": "at", "layers": "stage1"}}, "stages": {"s": {"losses": {"sp": {}}}}}
+    )
     assert job.losses["kd"] == Loss("kd")
     assert job.losses["mine"] == Loss("at", layers=("stage1",))
     assert job.stages["s"].losses["sp"].method == "sp"
@@ -222,7 +224,9 @@ def test_milestones_are_scaled_to_other_epochs():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_leaves_nothing_open_and_a_job_comes_first(recipe):
-    open_fields = [f.name for f in dataclasses.fields(Training) if getattr(resolve_training(Training(recipe=recipe)), f.name) is None]
+    open_fields = [
+        f.name for f in dataclasses.fields(Training) if getattr(resolve_training(Training(recipe=recipe)), f.name) is None
+    ]
     assert set(open_fields) == {"clip_norm", "ema", "max_steps"}
     mine = resolve_training(Training(recipe=recipe, lr=3.0, momentum=0.0, nesterov=True, warmup_epochs=2.0))
     assert (mine.lr, mine.momentum, mine.nesterov, mine.warmup_epochs) == (3.0, 0.0, True, 2.0)
@@ -264,7 +268,11 @@ def test_data_and_weights_are_resolved():
 def test_stages_are_resolved_and_visited_depth_first():
     inner = Job(name="inner", training=Training(epochs=24))
     job = resolve(Job(name="outer", stages={"b": Job(name="middle", stages={"a": inner})}, launch=Launch(backend="local")))
-    assert each_job(job, lambda path, one: (path, one.name)) == [("stages.b.stages.a.", "inner"), ("stages.b.", "middle"), ("", "outer")]
+    assert each_job(job, lambda path, one: (path, one.name)) == [
+        ("stages.b.stages.a.", "inner"),
+        ("stages.b.", "middle"),
+        ("", "outer"),
+    ]
     assert job.stages["b"].stages["a"].training.milestones == (15.0, 18.0, 21.0)
 
 

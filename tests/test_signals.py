@@ -84,7 +84,12 @@ def test_wires_of_a_whole_signature():
     parameters = ["student_logits", "teacher_features", "labels", "generator", "student_attentions", "teacher_similarity"]
     layers = {"student": ("s1", "s2"), "teacher": ("t1", "t2")}
     found = wires(parameters, layers, {"power": 4.0, "temperature": 2.0}, DERIVED)
-    assert [w.parameter.name for w in found] == ["student_logits", "teacher_features", "student_attentions", "teacher_similarity"]
+    assert [w.parameter.name for w in found] == [
+        "student_logits",
+        "teacher_features",
+        "student_attentions",
+        "teacher_similarity",
+    ]
     assert [s.key for w in found for s in w.signals] == [
         "logits",
         "feature@t1",
@@ -120,7 +125,9 @@ def test_a_plural_signal_needs_a_layer():
         wires(["teacher_features"], {"student": ("stage1",)}, {}, {})
 
 
-@pytest.mark.parametrize("name, hint", [("label", "'labels'"), ("temperature", "Hyper-parameters stand after"), ("logits", "student")])
+@pytest.mark.parametrize(
+    "name, hint", [("label", "'labels'"), ("temperature", "Hyper-parameters stand after"), ("logits", "student")]
+)
 def test_an_unknown_parameter_is_refused(name, hint):
     with pytest.raises(SignalError, match=f"Parameter '{name}': expected <role>_<signal>") as caught:
         wires([name], {}, {}, DERIVED)

@@ -14,7 +14,7 @@ def has_split(spec: Data, split: str) -> bool:
 
 
 def open_data(spec: Data, split: str, seed: int = 0) -> DataSet:
-    """Opens a split: `limit` and `per_class` cut the training set, `eval_limit` the others, `noisy_labels` spoils training labels.
+    """Opens a split: `limit` and `per_class` cut the training set, `eval_limit` the others; `noisy_labels` spoils its labels.
 
     Args:
         spec: the job's data.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,6 +20,7 @@ from raykd.exchange import codec as codecs
 from raykd.launch import assembly, preflight, shapes
 from raykd.launch.inspection import Inspection, RoleLine, SignalLine
 from raykd.roles.losses import Plan, schedule
+from raykd.roles.losses import plans as connect
 from raykd.roles.network import Facts, model_options
 from raykd.roles.optimisation import optimizer, rate
 
@@ -117,9 +119,13 @@ class _Collector:
         except JobFaults as error:
             self.add(_each(error))
         except (RaykdError, ValueError, OSError) as error:
-            text = str(error)
-            self.add([text if text.startswith(where) else f"{where}: {text}"])
+            text, last = str(error), where.rpartition(".")[2]
+            self.add([text if text.startswith(where) else f"{where}: {text.removeprefix(f'{last}: ')}"])
         return None
+
+    def told(self, place: str) -> bool:
+        """Whether a fault of this place is known."""
+        return any(f.removeprefix(self.path).startswith((f"{place}:", f"{place}.")) for f in self.faults)
 
 
 def _inspect(job: Job, path: str, spoiled: tuple[str, ...]) -> Inspection:
@@ -129,9 +135,10 @@ def _inspect(job: Job, path: str, spoiled: tuple[str, ...]) -> Inspection:
     for check in (_names, _settings, _losses, _optimisation, _weights):
         collect.add(check(job))
     if not collect.rests_on("data"):
-        collect.add(wrong := _data(job))
-        known = collect.of("data", lambda: assembly.facts(job)) if not any("data.train" in w for w in wrong) else None
-        if known is not None:
+        wrong, trains = _data(job)
+        collect.add(wrong)
+        known = collect.of("data", lambda: assembly.facts(job)) if trains else None
+        if known is not None and "student" not in job.teachers:
             found.steps_per_epoch = _steps(job, known, collect)
             _models(job, known, found, collect)
     found.needs = [
@@ -176,7 +183,7 @@ def _settings(job: Job) -> list[str]:
     if data.limit is not None and data.per_class is not None:
         found.append("data.limit: expected either limit or per_class, got both. Set one of them.")
     if job.teachers and not (has_split(data, "eval") or has_split(data, "test")):
-        found.append("data.eval: the teachers are measured before the training, and there is nothing to measure them on. Set it.")
+        found.append("data.eval: the teachers are measured before the training, there is no split for it. Set it.")
     if "://" in job.runs:
         found.append(
             f"runs: expected a path that all nodes share, got the URI {job.runs!r}. Mount it, or use a shared file system."
@@ -228,7 +235,7 @@ def _hooks(name: str, method: catalogue.Method) -> list[str]:
 
 
 def _optimisation(job: Job) -> list[str]:
-    """Optimizer and scheduler, by one step of a small layer."""
+    """Optimizer and scheduler, by two steps of a small layer."""
 
     def step() -> None:
         layer = torch.nn.Linear(2, 2)
@@ -236,6 +243,7 @@ def _optimisation(job: Job) -> list[str]:
         for parameter in layer.parameters():
             parameter.grad = torch.ones_like(parameter)
         made.step()
+        made.step()  # some options count from the second step on
 
     found = []
     attempts = (("training.scheduler", lambda: rate(job.training)), ("training.optimizer_options", step))
@@ -269,19 +277,18 @@ def _weights(job: Job) -> list[str]:
     return found
 
 
-def _data(job: Job) -> list[str]:
-    """Faults of every split; what several share is told once."""
+def _data(job: Job) -> tuple[list[str], bool]:
+    """Faults of all splits, what several share told once; whether the training split is whole."""
     splits: dict[str, list[str]] = {}
     for split in ("train", "eval", "test"):
         if has_split(job.data, split):
             wrong = probe(job.data, split)
             more = [f"{len(wrong) - SHOWN} more faults like these."] if len(wrong) > SHOWN else []
-            for fault in wrong[:SHOWN] + more:
+            for fault in (f.removeprefix("data files: ").removeprefix("data file: ") for f in wrong[:SHOWN] + more):
                 splits.setdefault(fault, []).append(f"data.{split}")
     found = [fault if fault.startswith("data.") else f"{', '.join(where)}: {fault}" for fault, where in splits.items()]
     found += [f"data.augmentation.{fault}" for fault in job.data.augmentation.faults()]
-
-    return found
+    return found, not any("data.train" in where for where in splits.values())
 
 
 def _steps(job: Job, known: Facts, collect: _Collector) -> int:
@@ -289,12 +296,8 @@ def _steps(job: Job, known: Facts, collect: _Collector) -> int:
     try:
         return Order(known.num_samples, size, job.seed, drop_last=training.drop_last).steps_per_epoch
     except RaykdError:
-        collect.add(
-            [
-                f"training.batch_size: expected at most the {known.num_samples} training samples, got {size}; no batch is full. "
-                "Lower it, or set training.drop_last=False."
-            ]
-        )
+        most = f"expected at most the {known.num_samples} training samples, got {size}: no batch is full"
+        collect.add([f"training.batch_size: {most}. Lower it, or set training.drop_last=False."])
         return 0
 
 
@@ -307,14 +310,18 @@ def _models(job: Job, known: Facts, found: Inspection, collect: _Collector) -> N
         where = places[name]
         if getattr(spec, "codec", "dense") != "dense":
             collect.of(f"{where}.codec", lambda spec=spec: codecs.parse(spec.codec))
-        model = None if collect.rests_on(where) else collect.of(where, lambda spec=spec: shapes.model(spec, known))
+        skip = collect.rests_on(where) or collect.told(f"{where}.options")
+        model = None if skip else collect.of(where, lambda spec=spec: shapes.model(spec, known))
         if model is None or not _normalises(spec, known, where, collect):
             continue
         built[name] = model
         found.roles.append(_line(job, name, spec, model.cost))
         collect.of(f"{where}.weights", lambda spec=spec: _weights_fit(job, spec, known))
     if set(built) == set(specs) and "losses" not in collect.spoiled:
-        plans = [p for name in job.losses for p in collect.of(f"losses.{name}", lambda n=name: _plans(job, n, built)) or ()]
+        plans: list[Plan] = []
+        for name in job.losses:
+            if not collect.told(f"losses.{name}") and not collect.rests_on(f"losses.{name}"):
+                plans += collect.of(f"losses.{name}", lambda name=name: _plans(job, name, built)) or []
         _signals(job, plans, built, known, found, collect)
 
 
@@ -340,38 +347,32 @@ def _line(job: Job, name: str, spec: Any, cost: models.Cost) -> RoleLine:
 
 
 def _weights_fit(job: Job, spec: Network, known: Facts) -> None:
-    """Reads a file of weights into the model; a stage's are compared by names and shapes."""
-    weights = spec.weights or ""
-    if weights in ("", "pretrained") or weights.removeprefix(assembly.STAGE) in job.stages:
-        _stage_fits(job, spec, known)
+    """Reads a file of weights into the model; with a stage's, the model must be the one that the stage trains."""
+    if spec.weights in (None, "pretrained"):
         return
-    if not weights.startswith(assembly.STAGE):
+    if not str(spec.weights).startswith(assembly.STAGE):
         model = models.build(spec.model, known.num_classes, **model_options(spec, known))
-        models.load_weights(model, weights, expect_sha256=spec.weights_sha256)
-
-
-def _stage_fits(job: Job, spec: Network, known: Facts) -> None:
-    stage = job.stages.get((spec.weights or "").removeprefix(assembly.STAGE))
-    if stage is None:
+        models.load_weights(model, str(spec.weights), expect_sha256=spec.weights_sha256)
         return
-    try:
-        trained = assembly.meta_model(stage.student, assembly.facts(stage))
-    except RaykdError:
-        return  # a fault of the stage, told there
-    one, other = ({k: v.shape for k, v in m.state_dict().items()} for m in (assembly.meta_model(spec, known), trained))
-    if one != other:
-        made, got = (f"{s.model} {dict(s.options) or ''}".strip() for s in (stage.student, spec))
-        raise ValueError(f"expected the model that this stage trains, {made}, got {got} ({spec.weights}). Make them equal.")
+    stage = job.stages.get(str(spec.weights)[len(assembly.STAGE) :])
+    if stage is None or _shapes(spec, known) == _shapes(stage.student, assembly.facts(stage)):
+        return
+    trained, got = (f"{s.model} {dict(s.options) or ''}".strip() for s in (stage.student, spec))
+    raise ValueError(f"expected the model that {spec.weights} trains, {trained}, got {got}. Make them equal.")
+
+
+def _shapes(spec: Network, known: Facts) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in assembly.meta_model(spec, known).state_dict().items()}
 
 
 def _plans(job: Job, name: str, built: dict[str, shapes.Model]) -> list[Plan]:
     """One loss connected to layers that exist."""
-    import dataclasses
-
     alone = dataclasses.replace(job, losses={name: job.losses[name]})
-    plans = assembly.connect_stages(alone, {n: models.stages(m.module) for n, m in built.items()})
+    plans = connect(alone, {role: models.stages(model.module) for role, model in built.items()})
     for plan in plans:
         shapes.check_layers(plan, built)
+    if job.losses[name].layers and not any(s.layer for plan in plans for w in plan.wires for s in w.signals):
+        raise ValueError(f"layers: {job.losses[name].method} reads no layers. Leave `layers` out.")
     return plans
 
 
@@ -397,6 +398,7 @@ def _signals(
     classes = seen["student"]["logits"].shape[-1]
     if job.ce_weight and classes != known.num_classes:
         collect.add([f"student.model: expected logits of {known.num_classes} classes (data.num_classes), got {classes}."])
+        return
     for plan in plans:
         bound = collect.of(f"losses.{plan.name}", lambda plan=plan: shapes.bind(job, plan, seen, known, batch))
         if bound is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -106,23 +108,46 @@ def _exists(path: str) -> bool:
 
 
 def _connect(address: str, options: Mapping[str, Any]) -> None:
+    if _is_here(address):
+        _use_token()
     try:
+        _knock(address)
         ray.init(address=address, **options)
     except Exception as error:
         raise ResourceError(_explain(address, error)) from None
 
 
+def _knock(address: str, timeout_s: float = 10.0) -> None:
+    """Raises OSError at once where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=timeout_s).close()
+
+
+def _use_token() -> None:
+    """Turns on token authentication if this user has a token: Ray does so for clusters it finds itself, not for an address."""
+    try:
+        from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    except ImportError:  # a Ray without tokens
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is of this machine."""
+    host = address.rpartition(":")[0].rpartition("/")[2]
+    return host in ("127.0.0.1", "localhost", "0.0.0.0", socket.gethostname(), ray.util.get_node_ip_address())
+
+
 def _explain(address: str, error: Exception) -> str:
-    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    if "auth" in str(error).lower() or "token" in str(error).lower():
-        return (
-            f"Ray cluster at {address!r} refused the connection ({text}). Its token is missing or differs: copy the head's "
-            "~/.ray/auth_token here or set RAY_AUTH_TOKEN, or start the cluster with RAY_AUTH_MODE=disabled."
-        )
-    return (
-        f"Ray cluster at {address!r} cannot be reached ({text}). Check launch.address and RAY_ADDRESS, start one with "
-        "`ray start --head`, or leave both unset to run on this machine."
-    )
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": .")
+    found = f"Ray cluster at {address!r} cannot be reached ({text}). Check launch.address and RAY_ADDRESS, start one with "
+    found += "`ray start --head`, or leave both unset to run on this machine."
+    if os.environ.get("RAY_AUTH_MODE") == "token" or "auth" in text.lower():
+        return found + " Its token may differ from yours: copy the head's ~/.ray/auth_token here, or set RAY_AUTH_TOKEN to it."
+    return found + " If it asks for a token, set RAY_AUTH_MODE=token and copy the head's ~/.ray/auth_token here."
 
 
 def _runtime_env() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What shapes alone can tell, on the meta device: models that take the images, layers that exist, losses that fit.
 
-Every model runs once on a worker's batch of stand-ins, and every loss is called on what comes out, so that a shape that will not
-do is found before anything starts. A loss that reads values (crd does) cannot run without them and is left to the first step.
+Every model runs once on a worker's batch of stand-ins, and every loss is called on what comes out, so that a shape that will
+not do is found before anything starts. A loss that reads values (crd does) cannot run without them: the first step tells.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raykd import models
+from raykd import catalogue, models
 from raykd.config import Job, Network
 from raykd.errors import ModelError, RaykdError, SignalError
 from raykd.launch import assembly
@@ -65,9 +65,9 @@ def model(spec: Network, known: Facts) -> Model:
 def check_layers(plan: Plan, built: Mapping[str, Model]) -> None:
     """Raises SignalError where a layer that a loss reads is not in its model."""
     for role, name in (("student", "student"), ("teacher", plan.teacher)):
-        wanted = [s.layer for s in plan.wanted(role) if s.layer is not None]
-        if name is not None and wanted:
-            models.resolve_all(built[name].module, wanted)
+        for signal in plan.wanted(role):
+            if name is not None and signal.layer is not None:
+                models.resolve(built[name].module, signal.layer)
 
 
 def signals(found: Model, wanted: list[Signal], known: Facts, batch: int) -> Signals:
@@ -85,7 +85,10 @@ def signals(found: Model, wanted: list[Signal], known: Facts, batch: int) -> Sig
         tapped.close()
     if not isinstance(seen["logits"], Tensor):
         raise ModelError(f"{found.spec.model}: expected one tensor of logits, got {type(seen['logits']).__name__}.")
-    return {key: _stand_in(value, count, batch) for key, value in seen.items()}
+    kinds = catalogue.derived()
+    coupled = {s.key for s in wanted if s.kind in kinds and kinds[s.kind].per_batch}
+    shapes = {k: (batch, batch) if k in coupled else (batch, *v.shape[1:]) for k, v in seen.items()}
+    return {key: torch.empty(shape, dtype=seen[key].dtype, device=META) for key, shape in shapes.items()}
 
 
 def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch: int) -> tuple[int, bool]:
@@ -151,13 +154,6 @@ def _check_terms(terms: Mapping[str, Any], batch: int) -> None:
             raise SignalError(f"expected {wanted}, got {list(value.shape)}{where}. Sum or average over the other axes.")
     if not any(value.requires_grad for value in terms.values()):
         raise SignalError("expected a loss that depends on the student, got one without a gradient. Use a student's signal.")
-
-
-def _stand_in(value: Tensor, count: int, batch: int) -> Tensor:
-    """A tensor without memory for `batch` samples, of a signal seen for `count`; per-batch signals are [count count]."""
-    if count != batch and value.ndim == 2 and tuple(value.shape) == (count, count):
-        return torch.empty((batch, batch), dtype=value.dtype, device=META)
-    return torch.empty((batch, *value.shape[1:]), dtype=value.dtype, device=META)
 
 
 def _trained(value: Tensor) -> Tensor:

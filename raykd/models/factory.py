@@ -58,7 +58,7 @@ def check_published(name: str) -> None:
     elif source == "torchvision":
         _need_torchvision(rest)
     else:
-        raise ModelError(f"pretrained {name!r}: expected timm:<name> or torchvision:<name>. Use load_weights for files.")
+        raise ModelError(f"pretrained {name!r}: expected timm:<name> or torchvision:<name>. Others need a file of weights.")
 
 
 def build_default(name: str) -> nn.Module:

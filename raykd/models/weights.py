@@ -184,6 +184,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _refusal(path: Path, text: str) -> str:
     detail = next((line.strip() for line in text.splitlines() if "GLOBAL" in line or "Unsupported" in line), text)
+    detail = detail.partition(". Please use")[0]
     return (
         f"weights {path}: expected plain tensors, got a pickle that was refused because reading it would run code "
         f"({detail[:160]}). Save model.state_dict() where the file came from and use that."

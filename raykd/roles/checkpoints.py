@@ -81,6 +81,7 @@ def load(folder: Path, rank: int, world: int) -> dict[str, Any] | None:
         state = torch.load(place / f"rank-{rank}.pt", map_location="cpu", weights_only=True)
     except Exception as error:
         raise DataError(
-            f"Checkpoint {place}/rank-{rank}.pt is damaged ({error}). Delete that folder to resume from the one before."
+            f"Checkpoint {place}/rank-{rank}.pt is damaged ({type(error).__name__}). "
+            "Delete that folder to resume from the one before."
         ) from None
     return dict(state)

@@ -215,11 +215,12 @@ class Learner:
     def settle(self) -> None:
         """Makes batch-norm statistics equal on all workers, before an evaluation; every worker calls it."""
         average_buffers(self.student)
+        if self.ema is not None:
+            average_buffers(self.ema.module)
 
     def evaluated_model(self) -> nn.Module:
         """The model to evaluate and export; the same on every worker once they have settled."""
         if self.job.training.evaluate == "ema" and self.ema is not None:
-            average_buffers(self.ema.module)
             return self.ema.module
         return self.student
 

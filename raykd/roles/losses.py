@@ -147,10 +147,8 @@ class BoundLoss(nn.Module):
         self._facts = {"num_samples": facts.num_samples, "num_classes": facts.num_classes, "dataset_labels": labels}
         called = plan.method.accepts.get("forward" if plan.method.trains else "loss", ())
         self._options = self._chosen(called)
-        target = plan.method.call()
-        self._call: Any = self._build(target, shapes) if plan.method.trains else target
-        if isinstance(self._call, nn.Module):
-            self.module = self._call
+        self._target = plan.method.call()
+        self.module: nn.Module | None = self._build(self._target, shapes) if plan.method.trains else None
 
     def forward(
         self, batch: Mapping[str, Tensor], signals: Mapping[str, Signals], epoch: int, step: int, rank: int
@@ -168,8 +166,11 @@ class BoundLoss(nn.Module):
         for name in self.plan.method.parameters:
             if name not in values:
                 values[name] = self._plain(name, batch, epoch, step, rank)
-        found = self._call(**values, **self._options)
+        found = self._called()(**values, **self._options)
         return found if isinstance(found, dict) else {"": found}
+
+    def _called(self) -> Any:
+        return self._target if self.module is None else self.module
 
     def _plain(self, name: str, batch: Mapping[str, Tensor], epoch: int, step: int, rank: int) -> Any:
         if name == "generator":
@@ -204,9 +205,9 @@ class BoundLoss(nn.Module):
         if "prepare" in self.plan.method.hooks:
             hook = self.plan.method.imported().prepare
             names = hook.__code__.co_varnames[1 : hook.__code__.co_argcount]
-            hook(self._call, **{n: self._fact(n) for n in names})
+            hook(self._called(), **{n: self._fact(n) for n in names})
 
     def on_epoch(self, epoch: int) -> None:
         """Runs the method's `on_epoch` before each epoch."""
         if "on_epoch" in self.plan.method.hooks:
-            self.plan.method.imported().on_epoch(self._call, epoch)
+            self.plan.method.imported().on_epoch(self._called(), epoch)

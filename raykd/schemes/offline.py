@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,8 @@ class _Run:
         if self.learner.step_count % self.order.steps_per_epoch == 0:
             self.learner.on_epoch(epoch)
         last_step = min(last_step, (epoch + 1) * self.order.steps_per_epoch)
-        batches = (batch | recipe(batch, epoch) for batch in loader.epoch(epoch))
+        left = last_step - self.learner.step_count
+        batches = (batch | recipe(batch, epoch) for batch in islice(loader.epoch(epoch), left))
         mark = time.perf_counter()
         for batch, signals, waited in ahead(batches, self.sources):
             count = self._count(epoch)

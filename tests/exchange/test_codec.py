@@ -18,7 +18,9 @@ def round_trip(signals, codec):
     return decode(encode(signals, codec).signals)
 
 
-@pytest.mark.parametrize("text, expected", [("dense", Codec("dense")), ("int8", Codec("int8")), ("topk:5", Codec("topk", 5, 4.0))])
+@pytest.mark.parametrize(
+    "text, expected", [("dense", Codec("dense")), ("int8", Codec("int8")), ("topk:5", Codec("topk", 5, 4.0))]
+)
 def test_parse(text, expected):
     assert parse(text, temperature=4.0) == expected
     assert parse(text).exact == (text == "dense")

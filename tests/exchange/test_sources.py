@@ -134,6 +134,8 @@ def test_the_teacher_is_frozen_and_does_not_change():
 
 
 def test_a_teacher_that_is_not_finite_is_named():
-    with pytest.raises(SourceError, match=r"Teacher 'big', signal feature@s: expected finite values, got 2 of 6 NaN or infinite"):
+    with pytest.raises(
+        SourceError, match=r"Teacher 'big', signal feature@s: expected finite values, got 2 of 6 NaN or infinite"
+    ):
         check_finite("big", {"logits": torch.zeros(2), "feature@s": torch.tensor([[0, 1, torch.nan], [1, 2, torch.inf]])})
     check_finite("big", {"logits": torch.zeros(2)})

@@ -142,12 +142,13 @@ def write_weights(root: Path) -> None:
     save_file(state("cifar_resnet8", 10), root / "ten.safetensors")
     save_file({k: v * torch.nan if v.is_floating_point() else v for k, v in good.items()}, root / "nan.safetensors")
     save_file({k: v * 1e6 if k.startswith("linear") else v for k, v in good.items()}, root / "large.safetensors")
+    save_file({"linear.weight": torch.zeros(4, 192), "linear.bias": torch.zeros(4)}, root / "twice.safetensors")
     torch.save(good, root / "good.pt")
     for name in ("good.pt", "good.safetensors"):
         content = (root / name).read_bytes()
         (root / name.replace("good", "truncated")).write_bytes(content[: len(content) // 2])
     with (root / "evil.pt").open("wb") as file:
-        pickle.dump({"state_dict": Evil()}, file)
+        pickle.dump({"state_dict": Evil()}, file, protocol=2)
     torch.save({"epoch": 3}, root / "empty.pt")
 
 

@@ -1,7 +1,7 @@
 """The tracing nets as a user would bring them to raykd: `learner_nets:student`, `learner_nets:teacher`."""
 
-import tracing
 import torch
+import tracing
 from torch import nn
 
 

@@ -11,7 +11,11 @@ class Tiny(nn.Module):
         super().__init__()
 
         def stage(c_in, c_out, stride):
-            layers = [nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1), *([nn.BatchNorm2d(c_out)] if norm else []), nn.ReLU()]
+            layers = [
+                nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1),
+                *([nn.BatchNorm2d(c_out)] if norm else []),
+                nn.ReLU(),
+            ]
             return nn.Sequential(*layers)
 
         self.stage1 = stage(in_channels, widths[0], 1)

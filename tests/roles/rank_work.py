@@ -44,10 +44,12 @@ def trained(number):
     reports = []
     for step in range(STEPS):
         mine = share(small.batch(step), number)
-        reports.append(learner.step(mine, {"big": taught.request(mine).result()}, small.BATCH, stop=(number == 1 and step == 1)))
+        reports.append(
+            learner.step(mine, {"big": taught.request(mine).result()}, small.BATCH, stop=(number == 1 and step == 1))
+        )
     return {
         "weights": small.weights(learner),
-        "connectors": {k: v for k, v in learner.losses["vid"].state_dict().items()},
+        "connectors": dict(learner.losses["vid"].state_dict()),
         "reports": [(r.loss, r.terms, r.grad_norms, r.stop) for r in reports],
     }
 
@@ -80,6 +82,7 @@ def averaged_copy(number):
     made = small.job({}, training={"ema": 0.5, "evaluate": "ema"}, student={"norm": True})
     learner, _ = small.learner(made, rank=number)
     learner.step(share(small.batch(), number), {"big": {}}, small.BATCH)
+    learner.settle()
     return learner.evaluated_model().stage1[1].running_mean
 
 

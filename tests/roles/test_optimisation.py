@@ -1,5 +1,6 @@
 """Learning rates as functions of time, and who is decayed."""
 
+import itertools
 import math
 
 import pytest
@@ -40,7 +41,7 @@ def test_warm_up(scheduler):
     factor = rate(training(scheduler=scheduler, epochs=10, warmup_epochs=2.0, milestones=(9.0,)))
     rising = [factor(e / 10) for e in range(20)]
     assert 0 < rising[0] < 0.01
-    assert all(a < b for a, b in zip(rising, rising[1:]))
+    assert all(a < b for a, b in itertools.pairwise(rising))
     assert factor(1.0) == pytest.approx(0.5, abs=1e-3)
     assert factor(2.0) == 1.0
     if scheduler in ("cosine", "linear"):

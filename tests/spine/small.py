@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import torch
@@ -107,7 +110,7 @@ class At(Observer):
         self.step, self.action, self.folder = step, action, None
         self.fired_at = None
 
-    def begin(self, path, job, folder, total_steps) -> None:
+    def begin(self, path, job, folder, total_steps) -> None:  # noqa: ARG002
         self.folder = folder
 
     def poll(self) -> None:
@@ -119,3 +122,28 @@ class At(Observer):
 def go(job: Job, folder: Path, observer: Observer | None = None, resume: bool = False) -> dict:
     """Runs a job in a folder."""
     return run(job, folder=folder, observer=observer, resume=resume)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, from /proc."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue
+    found, front = [], [pid]
+    while front:
+        front = [child for child, parent in parents.items() if parent in front]
+        found += front
+    return found
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """SIGKILL to a process and all below it."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()

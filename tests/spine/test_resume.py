@@ -13,26 +13,11 @@ import pytest
 
 from raykd.config import read
 from raykd.errors import ConfigError, Interrupted
-from tests.spine.small import At, assert_equal_states, cifar, final_state, go, mlp, steps_seen, trace
+from tests.spine.small import At, assert_equal_states, cifar, descendants, final_state, go, kill_tree, mlp, steps_seen, trace
 
 ROOT = Path(__file__).resolve().parents[2]
 THREE = {"launch.backend": "ray", "launch.workers": 3, "launch.cpus": 0.5, "training.batch_size": 36}
 CASES = {"one worker": {"launch.backend": "ray"}, "three workers": THREE}
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below one, from /proc."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, IndexError):
-            continue
-    found, front = [], [pid]
-    while front:
-        front = [child for child, parent in parents.items() if parent in front]
-        found += front
-    return found
 
 
 def kill_at(step: int, arguments: list[str], folder: Path) -> None:
@@ -49,12 +34,7 @@ def kill_at(step: int, arguments: list[str], folder: Path) -> None:
         assert process.poll() is None, f"the run ended before it was killed: {process.stderr.read().decode()[-2000:]}"
         assert time.monotonic() < deadline, "the run is too slow to be killed"
         time.sleep(0.02)
-    for pid in [process.pid, *descendants(process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
+    kill_tree(process)
 
 
 def own_workers(title: bytes) -> list[int]:
