@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -473,20 +474,22 @@ def _resolve_loss(loss: Loss) -> Loss:
 
 
 def _resolve_weights(spec: N, data: Data) -> N:
-    """`{data.root}` in a weights path is the data's root."""
-    if spec.weights is None or "{data.root}" not in spec.weights:
+    """`{data.root}` in a weights path is the data's root; a local path is made absolute."""
+    if spec.weights is None:
         return spec
-    return dataclasses.replace(spec, weights=spec.weights.replace("{data.root}", data.root or "."))
+    return dataclasses.replace(spec, weights=_absolute(spec.weights.replace("{data.root}", data.root or ".")))
 
 
 def _resolve_data(data: Data) -> Data:
     if data.kind == "digits":
         return dataclasses.replace(data, in_channels=1, num_classes=10, normalise=data.normalise or "digits")
-    return (
-        data
-        if data.normalise is not None
-        else dataclasses.replace(data, normalise="imagenet" if data.in_channels == 3 else "mnist")
-    )
+    normalise = data.normalise or ("imagenet" if data.in_channels == 3 else "mnist")
+    return dataclasses.replace(data, normalise=normalise, root=data.root and _absolute(data.root))
+
+
+def _absolute(path: str) -> str:
+    """An existing local path from the root of the file system, since workers start in folders of their own."""
+    return os.path.abspath(path) if os.path.exists(path) else path
 
 
 def set_paths(job: Job, settings: Mapping[str, Any]) -> Job:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from raykd import catalogue, models
+from raykd import models
 from raykd.config import Job, Network, from_dict, resolve, to_dict
 from raykd.data.batches import Plan as Order
 from raykd.data.normalise import Normalise
 from raykd.data.sets import probe
 from raykd.data.splits import has_split
-from raykd.errors import JobFaults, RaykdError, near
+from raykd.errors import JobFaults, RaykdError
 from raykd.exchange import codec as codecs
-from raykd.launch import assembly, preflight, shapes
+from raykd.launch import assembly, preflight, settings, shapes
 from raykd.launch.inspection import Inspection, RoleLine, SignalLine
-from raykd.roles.losses import Plan, schedule
+from raykd.roles.losses import Plan
 from raykd.roles.losses import plans as connect
 from raykd.roles.network import Facts, model_options
-from raykd.roles.optimisation import optimizer, rate
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
 SHOWN = 5  # faults of one split; a thousand shards may share one
 
 
@@ -132,7 +129,7 @@ def _inspect(job: Job, path: str, spoiled: tuple[str, ...]) -> Inspection:
     """A resolved job with its stages; `path` goes before each fault."""
     found = Inspection(job)
     collect = _Collector(found.faults, path, spoiled)
-    for check in (_names, _settings, _losses, _optimisation, _weights):
+    for check in (settings.names, settings.settings, settings.losses, settings.optimisation, settings.weights):
         collect.add(check(job))
     if not collect.rests_on("data"):
         wrong, trains = _data(job)
@@ -146,134 +143,6 @@ def _inspect(job: Job, path: str, spoiled: tuple[str, ...]) -> Inspection:
     ]
     for name, stage in job.stages.items():
         found.faults += _inspect(stage, f"{path}stages.{name}.", spoiled).faults
-    return found
-
-
-def _names(job: Job) -> list[str]:
-    """Names become parts of paths, of actors' names and of metrics."""
-    named = [("name", job.name)] + [(room, n) for room in ("teachers", "losses", "stages") for n in getattr(job, room)]
-    taken = {"teachers": ("student",), "losses": ("ce",)}
-    found = [
-        f"{room}: expected a name of letters, digits, '_', '+' and '-', got {name!r}. Rename it."
-        for room, name in named
-        if not NAME.fullmatch(name)
-    ]
-    found += [f"{room}.{name}: this name is raykd's own. Rename it." for room, name in named if name in taken.get(room, ())]
-    return found
-
-
-def _settings(job: Job) -> list[str]:
-    """Settings that contradict each other."""
-    launch, training, data = job.launch, job.training, job.data
-    found = []
-    if launch.backend == "local" and launch.workers > 1:
-        found.append("launch.workers: the local backend has one worker. Set launch.backend='ray', or launch.workers=1.")
-    size = training.batch_size or 1
-    if size % launch.workers:
-        found.append(f"training.batch_size: {size} is not divisible by launch.workers={launch.workers}. Change one of them.")
-    elif (size // launch.workers) % training.accumulate:
-        found.append(
-            f"training.accumulate: {training.accumulate} does not divide a worker's batch of {size // launch.workers}."
-        )
-    if launch.device == "cuda" and (launch.gpus == 0 if launch.backend == "ray" else not torch.cuda.is_available()):
-        have = "launch.gpus is 0" if launch.backend == "ray" else "this machine has none that torch can use"
-        found.append(f"launch.device: 'cuda' needs a GPU, and {have}. Set launch.gpus, or launch.device='auto'.")
-    if training.evaluate == "ema" and training.ema is None:
-        found.append("training.evaluate: 'ema' needs training.ema, the decay of the averaged copy (for example 0.999).")
-    if data.limit is not None and data.per_class is not None:
-        found.append("data.limit: expected either limit or per_class, got both. Set one of them.")
-    if job.teachers and not (has_split(data, "eval") or has_split(data, "test")):
-        found.append("data.eval: the teachers are measured before the training, there is no split for it. Set it.")
-    if "://" in job.runs:
-        found.append(
-            f"runs: expected a path that all nodes share, got the URI {job.runs!r}. Mount it, or use a shared file system."
-        )
-    return found
-
-
-def _losses(job: Job) -> list[str]:
-    """What is said of losses and teachers, without looking at models."""
-    found = []
-    heard: set[str] = set()
-    for name, loss in job.losses.items():
-        method = catalogue.method(loss.method)
-        listens = any(p.startswith("teacher_") for p in method.parameters)
-        teachers = [t for t in loss.teachers or job.teachers if t in job.teachers] if listens else []
-        heard |= set(teachers)
-        if loss.teachers and not listens:
-            found.append(f"losses.{name}.teachers: {method.slug} listens to no teacher. Leave `teachers` out.")
-        if listens and not job.teachers:
-            found.append(f"losses.{name}: {method.slug} listens to a teacher and the job has none. Add one to `teachers`.")
-        if teachers and not any(job.teachers[t].weight for t in teachers):
-            found.append(f"losses.{name}: all teachers it listens to have weight 0. Set teachers.{teachers[0]}.weight.")
-        try:
-            schedule(str(loss.options.get("schedule", "constant")))
-        except RaykdError as error:
-            found.append(f"losses.{name}.{error}")
-        found += _hooks(name, method)
-    if not job.losses and job.teachers:
-        found.append("losses: the job has teachers and no loss that listens to them. Add one, for example losses={'kd': {}}.")
-    elif deaf := [t for t in job.teachers if t not in heard]:
-        found += [f"teachers.{t}: no loss listens to this teacher. Name it in a loss's `teachers`, or remove it." for t in deaf]
-    if not job.losses and not job.ce_weight:
-        found.append("ce_weight: 0 without any other loss leaves nothing to learn from.")
-    return found
-
-
-def _hooks(name: str, method: catalogue.Method) -> list[str]:
-    found = []
-    if method.scheme != "offline":
-        found.append(f"losses.{name}: {method.slug} is a method of the {method.scheme} scheme; this job is offline.")
-    unheard = [h for h in method.hooks if h not in ("prepare", "on_epoch")]
-    if unheard:
-        found.append(f"losses.{name}: {method.slug} defines {', '.join(unheard)}, which the offline scheme does not call.")
-    try:
-        method.call()
-    except Exception as error:
-        found.append(f"losses.{name}: expected {method.module} to be importable, got {type(error).__name__}: {error}.")
-    return found
-
-
-def _optimisation(job: Job) -> list[str]:
-    """Optimizer and scheduler, by two steps of a small layer."""
-
-    def step() -> None:
-        layer = torch.nn.Linear(2, 2)
-        made = optimizer(job.training, [layer])
-        for parameter in layer.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        made.step()
-        made.step()  # some options count from the second step on
-
-    found = []
-    attempts = (("training.scheduler", lambda: rate(job.training)), ("training.optimizer_options", step))
-    for where, attempt in attempts:
-        try:
-            attempt()
-        except RaykdError as error:
-            found.append(str(error))
-        except Exception as error:
-            found.append(f"{where}: {job.training.optimizer}: {type(error).__name__}: {error}.".replace("..", "."))
-    return found
-
-
-def _weights(job: Job) -> list[str]:
-    """Where weights come from, as far as it is said."""
-    found = []
-    specs: dict[str, Network] = {"student": job.student, **{f"teachers.{n}": t for n, t in job.teachers.items()}}
-    for path, spec in specs.items():
-        if "num_classes" in spec.options:
-            found.append(f"{path}.options.num_classes: the number of classes comes from data.num_classes. Leave it out here.")
-        if spec.weights is None and path.startswith("teachers."):
-            found.append(f"{path}.weights: a teacher needs weights: a file, 'pretrained' or 'stage:<name>'.")
-        if spec.weights_sha256 is not None and spec.weights in (None, "pretrained"):
-            found.append(f"{path}.weights_sha256: expected a file of weights to compare with, got weights={spec.weights!r}.")
-        if spec.weights == "pretrained" and spec.options:
-            found.append(f"{path}.options: published weights come with the model as published. Leave options out.")
-        if (spec.weights or "").startswith(assembly.STAGE):
-            stage = str(spec.weights)[len(assembly.STAGE) :]
-            if stage not in job.stages:
-                found.append(f"{path}.weights: no stage {stage!r} in this job. {near(stage, job.stages)}")
     return found
 
 
