@@ -97,6 +97,7 @@ class Worker:
     row: Row
     scene: Any
     segments: list[Segment] = field(default_factory=list)
+    _process: Any = None
 
     def start(self) -> None:
         """Starts the process; `wait` tells when it is ready."""
@@ -136,8 +137,9 @@ class Worker:
 
     def kill(self) -> None:
         """Ends the process whatever it does."""
-        if self._process.is_alive():
-            self._pipe.close()
-            self._process.join(10)
+        if self._process is None:
+            return
+        self._pipe.close()
+        self._process.join(10)
         if self._process.is_alive():
             self._process.kill()

@@ -8,25 +8,30 @@ All processes start once; a row of the table uses some of them. In each row the 
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from benchmarks.rows import cpu_s
-from benchmarks.sleepers import BATCH
+from benchmarks.sleepers import BATCH, SHAPE
 from raykd import Data, Job, Loss, Student, Teacher, Training
 from raykd.config import resolve
 
 STEP_S = 0.2
 SLOW_S, FAST_S = 0.2, 0.15  # a teacher's forward: as long as a step where replicas outnumber students, else shorter
-WARM_UP = 6  # steps: more than the window
+WINDOW = 4  # requests a student keeps in flight, at least: a job's default
+WARM_UP = 6  # steps, more than the window
+GOAL = 0.97
 LOSSES: dict[str, dict[str, Loss]] = {
     "logits": {"kd": Loss("kd")},
-    "logits, embedding": {"kd": Loss("kd"), "pkt": Loss("pkt")},
-    "logits, map 2048x7x7": {"kd": Loss("kd"), "fitnet": Loss("fitnet", layers="stage4")},
+    "logits + embedding": {"kd": Loss("kd"), "pkt": Loss("pkt")},
+    "logits + 2048x7x7": {"kd": Loss("kd"), "fitnet": Loss("fitnet", layers="stage4")},
 }
-USUAL, LARGE = "logits, embedding", "logits, map 2048x7x7"
+USUAL, LARGE = "logits + embedding", "logits + 2048x7x7"
 
 
 @dataclass(frozen=True)
@@ -71,21 +76,20 @@ class Pupil:
     def _loop(self, steps: int, sources: dict[str, Any]) -> dict[str, float]:
         from raykd.schemes.offline import ahead
 
-        batches: Iterable[Any] = itertools.islice(itertools.cycle(self._batches), WARM_UP + steps)
-        waited, marks, before = 0.0, [], {}
-        for step, (_, _, seconds) in enumerate(ahead(batches, sources)):
-            if step == WARM_UP:
-                marks, before = [time.perf_counter()], self._counted(sources)
-            waited += seconds if step > WARM_UP else 0.0
+        cool_down = max((source.window for source in sources.values()), default=0)
+        batches: Iterable[Any] = itertools.islice(itertools.cycle(self._batches), WARM_UP + steps + cool_down)
+        waits, counts = [], []
+        for _, _, seconds in ahead(batches, sources):
+            waits.append(seconds)
             time.sleep(STEP_S)
-        marks.append(time.perf_counter())
-        after = self._counted(sources)
+            counts.append(self._counted(sources))
+        before, after = counts[WARM_UP - 1], counts[WARM_UP + steps - 1]
         found = {name: (after[name] - before[name]) / steps for name in after}
-        return found | {"step_s": (marks[1] - marks[0]) / steps, "wait_s": waited / steps}
+        return found | {"wait_s": statistics.fmean(waits[WARM_UP : WARM_UP + steps])}
 
     def _counted(self, sources: dict[str, Any]) -> dict[str, float]:
         stats = {k: v for s in sources.values() for k, v in vars(s.stats).items() if isinstance(v, (int, float))}
-        return {"cpu_s": time.process_time(), **stats}
+        return {"step_s": time.perf_counter(), "cpu_s": time.process_time(), **stats}
 
 
 def measure(rows: list[Row], steps: int) -> Iterator[dict[str, Any]]:
@@ -94,13 +98,14 @@ def measure(rows: list[Row], steps: int) -> Iterator[dict[str, Any]]:
 
     from raykd.launch import cluster
 
+    bandwidth = bytes_a_second()
     cluster.start_here(num_cpus=64)
     try:
         most = max(row.students for row in rows)
         pupil = ray.remote(Pupil).options(num_cpus=0.5, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
         pupils = [pupil.remote(_job(rows[0], 1)) for _ in range(most)]
-        for (payload, inputs), group in itertools.groupby(rows, key=lambda r: (r.payload, r.inputs)):
-            yield from _group(list(group), pupils, steps)
+        for _, group in itertools.groupby(rows, key=lambda r: (r.payload, r.inputs)):
+            yield from _group(list(group), pupils, steps, bandwidth)
     finally:
         ray.shutdown()
 
@@ -127,7 +132,7 @@ def _job(row: Row, replicas: int) -> Job:
     )
 
 
-def _group(rows: list[Row], pupils: list[Any], steps: int) -> Iterator[dict[str, Any]]:
+def _group(rows: list[Row], pupils: list[Any], steps: int, bandwidth: float) -> Iterator[dict[str, Any]]:
     """Rows that ask the same replicas for the same."""
     import ray
 
@@ -142,33 +147,68 @@ def _group(rows: list[Row], pupils: list[Any], steps: int) -> Iterator[dict[str,
             students, teachers = pupils[: row.students], handles["big"][: row.replicas]
             ray.get([t.__ray_call__.remote(_set_seconds, row.teacher_s) for t in teachers], timeout=60)
             source = hosts.sources(job, plans, known, {"big": teachers})["big"]
+            source.window = max(WINDOW, 2 * row.replicas // row.students)  # a run of its own would ask for 2 * replicas
             alone = ray.get([p.alone.remote(steps) for p in students], timeout=120)
             before = ray.get([t.__ray_call__.remote(cpu_s) for t in teachers], timeout=60)
             taught = ray.get([p.taught.remote(steps, source) for p in students], timeout=300)
             after = ray.get([t.__ray_call__.remote(cpu_s) for t in teachers], timeout=60)
-            yield _result(row, alone, taught, (sum(after) - sum(before)) / (len(students) * (steps + WARM_UP)))
+            answered = len(students) * (WARM_UP + steps + source.window)
+            inside = ray.get(teachers[0].__ray_call__.remote(normalise_s), timeout=60)
+            yield _result(row, alone, taught, (sum(after) - sum(before)) / answered, inside, bandwidth)
     finally:
         replicas.stop(handles)
+
+
+def normalise_s(replica: Any) -> float:
+    """CPU seconds a replica needs to normalise a batch: work that a device would do."""
+    import torch
+
+    images = torch.zeros((BATCH, *SHAPE), dtype=torch.uint8)
+    started = time.thread_time()
+    for _ in range(3):
+        replica._teacher.tapped.inputs(images)
+    return (time.thread_time() - started) / 3
+
+
+def bytes_a_second() -> float:
+    """Memory bandwidth of one thread's copy, bytes copied."""
+    source = np.ones(1 << 26, np.uint8)
+    target = np.zeros_like(source)
+    started = time.perf_counter()
+    for _ in range(4):
+        np.copyto(target, source)
+    return 4 * source.nbytes / (time.perf_counter() - started)
 
 
 def _set_seconds(replica: Any, seconds: float) -> None:
     replica._teacher.tapped.model.seconds = seconds
 
 
-def _result(row: Row, alone: list[dict[str, float]], taught: list[dict[str, float]], teacher_cpu_s: float) -> dict[str, Any]:
+def _result(
+    row: Row,
+    alone: list[dict[str, float]],
+    taught: list[dict[str, float]],
+    teacher_cpu_s: float,
+    normalise_s: float,
+    bandwidth: float,
+) -> dict[str, Any]:
     rate = [sum(1 / found["step_s"] for found in side) for side in (taught, alone)]
     mean = {name: sum(found[name] for found in taught) / len(taught) for name in taught[0]}
     idle = sum(found["cpu_s"] for found in alone) / len(alone)
+    ratio, moved = rate[0] / rate[1], mean["bytes_out"] + mean["bytes_in"]
     return {
         "students": row.students,
         "replicas": row.replicas,
         "payload": row.payload,
         "inputs": row.inputs,
         "teacher_ms": 1e3 * row.teacher_s,
-        "ratio": rate[0] / rate[1],
+        "ratio": ratio,
+        "met": ratio >= GOAL,
         "client_cpu_ms": 1e3 * (mean["cpu_s"] - idle),
         "client_own_ms": 1e3 * mean["client_s"],
         "teacher_cpu_ms": 1e3 * teacher_cpu_s,
+        "teacher_beside_ms": 1e3 * (teacher_cpu_s - normalise_s),
+        "bound_ms": 2 + 1e3 * moved / bandwidth,
         "bytes_out": mean["bytes_out"] / BATCH,
         "bytes_in": mean["bytes_in"] / BATCH,
         "wait_share": mean["wait_s"] / mean["step_s"],

@@ -212,6 +212,11 @@ def test_connectors_are_trained_by_the_same_optimizer():
     assert all(p.dtype == torch.float64 for p in connectors)
 
 
+def test_a_method_is_prepared_before_the_first_step():
+    learner, _ = small.learner(small.job({"crd": Loss("crd", num_negatives=4)}))
+    assert learner.losses["crd"].module.others.count.tolist() == torch.bincount(small.LABELS).tolist()
+
+
 def test_a_wrong_shape_names_the_loss():
     made = small.job({"fitnet": Loss("fitnet", layers={"student": "stage3", "teacher": "stage1"})})
     with pytest.raises(SignalError, match=r"losses\.fitnet: student_feature: expected a map of at least 12x12"):

@@ -22,6 +22,9 @@ def drawn(
     facts = torch.tensor([epoch, step, num_samples, num_classes, int(dataset_labels.sum())])
     return {"noise": torch.randn(width, generator=generator) * scale, "facts": facts.float()}
 
+def weighs(student_logits, *, weight: float = 2.0):
+    return student_logits.new_full((2,), weight)
+
 def masked(student_logits, mask): ...
 def from_ema(student_logits, ema_logits): ...
 def from_many(student_logits, teachers_logits): ...
@@ -163,6 +166,18 @@ def test_options_and_facts_reach_the_loss():
     found = call(loss, step=8, epoch=2)
     assert found["noise"].tolist() == [0.0] * 5
     assert found["facts"].tolist() == [2, 8, small.SAMPLES, small.CLASSES, int(small.LABELS.sum())]
+
+
+def test_the_weight_is_the_learners_to_apply():
+    loss = bound("weighs", weight=7.0)
+    assert loss.weight == 7.0
+    assert call(loss)[""].tolist() == [2.0, 2.0], "not applied twice: the loss sees its own default"
+
+
+def test_a_teachers_share_is_part_of_the_weight():
+    job, found = made({"kd": Loss("kd", weight=8.0)}, ("a", "b"), a=1.0, b=3.0)
+    shapes = {"student": {"logits": (7,)}, "teacher": {"logits": (7,)}}
+    assert [BoundLoss(p, shapes, small.FACTS, small.LABELS, job).weight for p in found] == [2.0, 6.0]
 
 
 def test_a_field_that_the_batch_lacks_is_named():

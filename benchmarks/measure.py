@@ -1,0 +1,132 @@
+"""From segments to figures: medians over segments, ratios paired round by round. Pure functions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.gate import Segment
+
+WARM_UP = 2  # first steps of a segment, not counted
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A median, and the least and greatest value it was taken over."""
+
+    median: float
+    least: float
+    greatest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figure:
+        """From values, one a segment or round."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A ratio of two rows with its goal, if it has one."""
+
+    name: str
+    above: str
+    below: str
+    throughput: bool = False  # of images a second; else of seconds a step
+    goal: float | None = None
+
+    def met(self, ratio: float) -> bool | None:
+        """Whether a ratio reaches the goal."""
+        if self.goal is None:
+            return None
+        return ratio >= self.goal if self.throughput else ratio <= self.goal
+
+
+COMPARISONS = (
+    Comparison("inline / hand-written, time", "inline", "hand", goal=1.03),
+    Comparison("pool / ceiling, throughput", "pool", "ceiling", throughput=True, goal=0.97),
+    Comparison("pool / student-only, throughput", "pool", "student", throughput=True),
+    Comparison("ceiling / student-only, throughput", "ceiling", "student", throughput=True),
+    Comparison("pool / hand-written, throughput", "pool", "hand", throughput=True),
+    Comparison("torchdistill / hand-written, time", "torchdistill", "hand"),
+    Comparison("torchdistill / inline, time", "torchdistill", "inline"),
+)
+
+
+def step_seconds(segments: Sequence[Segment], rare_every: int = 0) -> list[float]:
+    """Mean seconds a step of each segment.
+
+    Args:
+        segments: of one row.
+        rare_every: steps 0, k, 2k, ... do more work (raykd measures gradient norms there). They are left out of the means, and
+            what they cost more is added to every step in equal parts: a segment holds too few steps for its fair share.
+    """
+    usual, _ = _split(segments, rare_every)
+    share = rare_share(segments, rare_every)
+    return [statistics.fmean(values) + share for values in usual if values]
+
+
+def rare_share(segments: Sequence[Segment], every: int) -> float:
+    """Seconds that rare steps add to each step, on average; 0 where none was seen."""
+    usual, rare = _split(segments, every)
+    if not rare:
+        return 0.0
+    return max(statistics.median(rare) - statistics.median([s for values in usual for s in values]), 0.0) / every
+
+
+def _split(segments: Sequence[Segment], every: int) -> tuple[list[list[float]], list[float]]:
+    """Usual steps by segment without the warm-up, and all rare steps but step 0."""
+    steps = [list(enumerate(segment.seconds, segment.first)) for segment in segments]
+    usual = [[s for k, s in own[WARM_UP:] if not every or k % every] for own in steps]
+    return usual, [s for own in steps for k, s in own if every and k and k % every == 0]
+
+
+def counters(segments: Sequence[Segment]) -> dict[str, float]:
+    """Counters a step, medians over segments."""
+    names = segments[0].counters if segments else {}
+    return {n: statistics.median([s.counters[n] / len(s.seconds) for s in segments]) for n in names}
+
+
+def summary(segments: Mapping[str, Sequence[Segment]], batch_size: int, rare_every: int) -> list[dict[str, Any]]:
+    """One dictionary a row: milliseconds a step, images a second, counters a step."""
+    found = []
+    for name, own in segments.items():
+        figure = Figure.of([1e3 * s for s in step_seconds(own, rare(name, rare_every))])
+        found.append(
+            {
+                "row": name,
+                "step_ms": vars(figure),
+                "images_s": 1e3 * batch_size / figure.median,
+                "steps": sum(len(s.seconds) for s in own),
+                **{f"{n}_per_step": v for n, v in counters(own).items()},
+            }
+        )
+    return found
+
+
+def rare_ms(segments: Mapping[str, Sequence[Segment]], every: int) -> dict[str, float]:
+    """Row -> milliseconds a step for measuring gradient norms, where it was seen."""
+    shares = {name: 1e3 * rare_share(own, rare(name, every)) for name, own in segments.items()}
+    return {name: ms for name, ms in shares.items() if ms}
+
+
+def rare(row: str, every: int) -> int:
+    """Rows that measure gradient norms."""
+    return every if row in ("student", "ceiling", "inline", "pool") else 0
+
+
+def ratios(segments: Mapping[str, Sequence[Segment]], rare_every: int) -> list[dict[str, Any]]:
+    """Every comparison whose two rows are there: medians over rounds of the ratio within a round."""
+    found = []
+    for comparison in COMPARISONS:
+        if not {comparison.above, comparison.below} <= segments.keys():
+            continue
+        above, below = (step_seconds(segments[n], rare(n, rare_every)) for n in (comparison.above, comparison.below))
+        pairs = [(b / a if comparison.throughput else a / b) for a, b in zip(above, below)]
+        figure = Figure.of(pairs)
+        found.append(
+            {"name": comparison.name, "ratio": vars(figure), "goal": comparison.goal, "met": comparison.met(figure.median)}
+            | {"throughput": comparison.throughput}
+        )
+    return found
