@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raykd import Augmentation, Data, Job, Launch, Loss, Student, Teacher, Training
-from raykd.config import resolve
+from raykd.resolve import resolve
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 TRAIN = "cifar10/train-0000{}-of-00005.parquet"

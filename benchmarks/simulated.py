@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.rows import cpu_s
 from benchmarks.sleepers import BATCH, SHAPE
 from raykd import Data, Job, Loss, Student, Teacher, Training
-from raykd.config import resolve
+from raykd.resolve import resolve
 
 STEP_S = 0.2
 SLOW_S, FAST_S = 0.2, 0.15  # a teacher's forward: as long as a step where replicas outnumber students, else shorter

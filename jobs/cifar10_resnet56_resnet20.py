@@ -6,8 +6,8 @@ A short setting of it, some minutes on two cores:
 
     raykd run jobs/cifar10_resnet56_resnet20.py:short --set data.root=path/to/cifar10
 
-`data.root` holds Parquet shards (`image`, `label`); the teacher's weights are looked for in `<root>/../weights/cifar10`, or name
-them: --set teachers.resnet56.weights=resnet56.th
+`data.root` holds Parquet shards (`image`, `label`); the teacher's weights are looked for in `<root>/../weights/cifar10`, or
+name them: --set teachers.resnet56.weights=resnet56.th
 """
 
 from raykd import Augmentation, Data, Job, Loss, Student, Teacher, Training

@@ -1,6 +1,6 @@
 """Two teachers are trained on scikit-learn's digits, then teach a student a twentieth of their size. Minutes on two cores.
 
-    raykd run jobs/digits_demo.py
+raykd run jobs/digits_demo.py
 """
 
 from raykd import Augmentation, Data, Job, Launch, Loss, Student, Teacher, Training

@@ -18,6 +18,7 @@ so that it keeps its type when Ray pickles it from one process to another.
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -76,3 +77,10 @@ def near(name: str, known: Iterable[str], count: int = 3) -> str:
         return f"Did you mean {' or '.join(repr(c) for c in close)}?"
     shown = ", ".join(known[:24]) + (f", ... ({len(known)} in all)" if len(known) > 24 else "")
     return f"Known: {shown}." if known else "None are known."
+
+
+def told(error: Exception, path: str | None = None) -> str:
+    """`KeyError: 'margin' (losses.py:12)`: one line, with the innermost place in the file at `path`."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}{place}"

@@ -7,15 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from raykd.config import (
+from raykd.config import Data, Job, Launch, Loss, Student, Teacher, Training
+from raykd.errors import ConfigError, JobFaults
+from raykd.resolve import (
     RECIPES,
-    Data,
-    Job,
-    Launch,
-    Loss,
-    Student,
-    Teacher,
-    Training,
     each_job,
     from_dict,
     parse_settings,
@@ -27,7 +22,6 @@ from raykd.config import (
     validate,
     write,
 )
-from raykd.errors import ConfigError, JobFaults
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.py"))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from raykd import config
+from raykd import config, resolve
 from raykd.config import Job
 from raykd.errors import ConfigError, RaykdError, near
 
@@ -49,7 +49,7 @@ def load(spec: str, arguments: Mapping[str, str] | None = None) -> Job:
     if path.suffix != ".py":
         if function or arguments:
             raise ConfigError(f"Job file {path}: holds a finished job; functions and --arg go with Python files. Use --set.")
-        return config.read(path)
+        return resolve.read(path)
     return _call(path, _function(path, _import(path), function), arguments or {})
 
 

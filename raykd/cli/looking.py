@@ -101,7 +101,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
 
 
 def with_settings(job: Job, arguments: argparse.Namespace) -> Job:
-    from raykd.config import parse_settings, set_paths
+    from raykd.resolve import parse_settings, set_paths
 
     settings = parse_settings(arguments.set)
     return set_paths(job, settings) if settings else job

@@ -96,7 +96,7 @@ def make_teacher(job: Job, name: str, found: list[Plan], known: Facts) -> Teache
     torch.set_num_threads(job.launch.threads)
     spec = job.teachers[name]
     device = pick_device(job.launch.device, spec.gpus if spec.placement == "pool" else job.launch.gpus)
-    return TeacherRole(spec, wanted(found, name), known, codec(job, found, name), device, _restore(job, spec))
+    return TeacherRole(spec, wanted(found, name), known, codec(job, found, name), device, _restore(job, spec), name)
 
 
 def local_sources(job: Job, found: list[Plan], known: Facts, pickled: bool) -> dict[str, Source]:

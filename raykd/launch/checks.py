@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from raykd import models
-from raykd.config import Job, Network, from_dict, resolve, to_dict
+from raykd.config import Job, Network
 from raykd.data.batches import Plan as Order
 from raykd.data.normalise import Normalise
 from raykd.data.sets import probe
@@ -18,16 +18,12 @@ from raykd.errors import JobFaults, RaykdError
 from raykd.exchange import codec as codecs
 from raykd.launch import assembly, preflight, settings, shapes
 from raykd.launch.inspection import Inspection, RoleLine, SignalLine
+from raykd.resolve import from_dict, resolve, to_dict
 from raykd.roles.losses import Plan
 from raykd.roles.losses import plans as connect
 from raykd.roles.network import Facts, model_options
 
 SHOWN = 5  # faults of one split; a thousand shards may share one
-
-
-def faults(job: Job) -> list[str]:
-    """All static faults of a job and its stages, each with its path."""
-    return inspect(job).faults
 
 
 def inspect(job: Job) -> Inspection:

@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 from raykd.config import Job
 from raykd.errors import ResourceError
 
+WORKER_SETTINGS = "launch.workers, launch.cpus or launch.gpus"
+
 
 @dataclass(frozen=True)
 class Need:
-    """`count` processes that each reserve the same; `setting` is the path that changes it."""
+    """`count` processes that each reserve the same; `setting` is the path that changes it, `strategy` Ray's placement."""
 
     what: str
     count: int
     resources: Mapping[str, float]
     setting: str
+    strategy: str = "SPREAD"
 
 
 @dataclass
@@ -32,7 +35,7 @@ def needs(job: Job) -> list[Need]:
     """What the job reserves: student workers and the replicas of teachers in pools."""
     launch = job.launch
     workers = _resources(launch.cpus, launch.gpus, launch.resources)
-    found = [Need("student workers", launch.workers, workers, "launch.workers, launch.cpus or launch.gpus")]
+    found = [Need("student workers", launch.workers, workers, WORKER_SETTINGS, launch.placement_strategy)]
     for name, teacher in job.teachers.items():
         if teacher.placement == "pool":
             asked = _resources(teacher.cpus, teacher.gpus, teacher.resources)
@@ -50,16 +53,29 @@ def fit(wanted: Sequence[Need], nodes: Mapping[str, Mapping[str, float]]) -> Ver
     """
     free = {node: dict(resources) for node, resources in nodes.items()}
     placed: dict[str, list[str]] = {}
-    order = sorted(wanted, key=lambda n: (-n.resources.get("GPU", 0), -n.resources.get("CPU", 0)))
-    for need in order:
+    for need in sorted(wanted, key=_rarest_first):
+        packed = _packed(need, free) if need.strategy == "STRICT_PACK" else None
         for _ in range(need.count):
-            node = next((n for n, has in free.items() if _room(has, need.resources)), None)
+            taken = placed.setdefault(need.what, [])
+            open_nodes = [n for n in free if packed in (None, n) and not (need.strategy == "STRICT_SPREAD" and n in taken)]
+            node = next((n for n in open_nodes if _room(free[n], need.resources)), None)
             if node is None:
                 return Verdict(False, _refusal(need, wanted, nodes), placed)
             for name, amount in need.resources.items():
                 free[node][name] -= amount
-            placed.setdefault(need.what, []).append(node)
+            taken.append(node)
     return Verdict(True, _sum(wanted, nodes), placed)
+
+
+def _rarest_first(need: Need) -> tuple[int, float, float]:
+    custom = [name for name, amount in need.resources.items() if amount and name not in ("CPU", "GPU")]
+    return -len(custom), -need.resources.get("GPU", 0.0), -need.resources.get("CPU", 0.0)
+
+
+def _packed(need: Need, free: Mapping[str, Mapping[str, float]]) -> str:
+    """The node with room for all of a need; an unknown name where there is none."""
+    total = {name: amount * need.count for name, amount in need.resources.items()}
+    return next((node for node, has in free.items() if _room(has, total)), "")
 
 
 def require(job: Job, nodes: Mapping[str, Mapping[str, float]]) -> Verdict:

@@ -22,14 +22,15 @@ from typing import Any
 
 import torch
 
-from raykd.config import Job, Network, read, resolve, to_dict, write
+from raykd.config import Job, Network
 from raykd.data.batches import Plan as Order
 from raykd.data.batches import evaluation_batches
 from raykd.data.splits import open_data
 from raykd.errors import ConfigError, Interrupted, JobFaults
 from raykd.launch import assembly, preflight
-from raykd.launch.checks import faults
+from raykd.launch.checks import inspect
 from raykd.launch.observer import Observer
+from raykd.resolve import read, resolve, to_dict, write
 from raykd.roles.evaluator import evaluate
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts
@@ -57,10 +58,10 @@ def run(
         JobFaults: everything that is wrong with the job, before anything started.
         ResourceError: the cluster cannot hold it. Interrupted: stopped, and resumable. Others of raykd.errors: as they say.
     """
-    job = resolve(job)
-    found = faults(job)
-    if found:
-        raise JobFaults.of(found)
+    seen = inspect(job)
+    if seen.faults:
+        raise JobFaults.of(seen.faults)
+    job = seen.job
     place = _folder(job, Path(folder) if folder else None, resume)
     _keep_job(job, place, resume)
     watcher = _Watcher(observer or Observer(), place)
@@ -150,7 +151,12 @@ def _numbered(job: Job) -> list[tuple[int, Path]]:
 def _keep_job(job: Job, folder: Path, resume: bool) -> None:
     """Writes job.json, or on resume compares with it: only `launch` (but for workers and threads) and `runs` may differ."""
     if not (resume and (folder / JOB).exists()):
-        write(job, folder / JOB)
+        try:
+            write(job, folder / JOB)
+        except OSError as error:
+            raise ConfigError(
+                f"Run folder {folder}: expected one you may write, got {error}. Set `runs` or --folder."
+            ) from None
         return
     before, now = (_flat(to_dict(j)) for j in (resolve(read(folder / JOB)), job))
     free = lambda p: p == "runs" or (".launch." in f".{p}" and not p.endswith((".workers", ".threads")))  # noqa: E731

@@ -6,7 +6,6 @@ not do is found before anything starts. A loss that reads values (crd does) cann
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from raykd import catalogue, models
 from raykd.config import Job, Network
-from raykd.errors import ModelError, RaykdError, SignalError
+from raykd.errors import ModelError, RaykdError, SignalError, told
 from raykd.launch import assembly
 from raykd.roles.losses import BoundLoss, Plan
 from raykd.roles.network import Facts, Tapped, input_shape, model_options
@@ -56,7 +55,7 @@ def model(spec: Network, known: Facts) -> Model:
         raise
     except Exception as error:
         raise ModelError(
-            f"{spec.model}: expected a model that takes images of {' x '.join(map(str, shape))}, got {_told(error)}. "
+            f"{spec.model}: expected a model that takes images of {' x '.join(map(str, shape))}, got {told(error)}. "
             "Change the model, its options or its input_size, or data.size."
         ) from error
     return Model(spec, module, cost, next(module.parameters(), torch.empty(0)).device)
@@ -122,7 +121,7 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
     except Exception as error:
         given = [f"{s.key} {list(roles[w.parameter.role][s.key].shape)}" for w in plan.wires for s in w.signals]
         raise SignalError(
-            f"expected a loss that runs on {', '.join(dict.fromkeys(given))}, got {_told(error, str(plan.method.path))}. "
+            f"expected a loss that runs on {', '.join(dict.fromkeys(given))}, got {told(error, str(plan.method.path))}. "
             "Look at that line, or choose other layers."
         ) from error
     if terms is not None:
@@ -136,12 +135,12 @@ def _call(loss: BoundLoss, fields: Mapping[str, Tensor], roles: Mapping[str, Sig
     try:
         with torch.enable_grad():
             return loss(fields, roles, 0, 0, 0)
-    except RaykdError:
-        raise
-    except Exception as error:
-        if _reads_values(error):
+    except SignalError as error:
+        if error.__cause__ is None:
+            raise
+        if _reads_values(error.__cause__):
             return None
-        raise
+        raise error.__cause__ from None
 
 
 def _check_terms(terms: Mapping[str, Any], batch: int) -> None:
@@ -160,13 +159,6 @@ def _trained(value: Tensor) -> Tensor:
     return value.detach().requires_grad_() if value.is_floating_point() else value
 
 
-def _reads_values(error: Exception) -> bool:
+def _reads_values(error: BaseException) -> bool:
     """Whether something failed only because tensors on the meta device hold no values."""
     return isinstance(error, NotImplementedError) or "meta" in str(error).lower()
-
-
-def _told(error: Exception, path: str | None = None) -> str:
-    """`KeyError: 'margin' (losses.py:12)`: one line, with the innermost place in the file at `path`."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}{place}"

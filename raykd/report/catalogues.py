@@ -37,7 +37,7 @@ def listing(kind: str, section: str | None = None) -> dict[str, Any]:
 
         return {"models": list(models.names()), "also": ELSEWHERE}
     if kind == "recipes":
-        from raykd.config import RECIPES
+        from raykd.resolve import RECIPES
 
         return {"recipes": {name: plain(settings) for name, settings in RECIPES.items()}}
     return {"signals": _signals(), "roles": list(signals.ROLES), "other_parameters": list(signals.PLAIN_NAMES)}

@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from raykd.config import to_dict
 from raykd.launch.inspection import Inspection, RoleLine
 from raykd.report.console import print_table
 from raykd.report.tables import quantity, size
+from raykd.resolve import to_dict
 
 ROLES = ("name", "role", "model", "weights", "parameters", "MACs", "placement", "reserves")
 SIGNALS = ("teacher", "signal", "shape", "codec", "bytes a sample", "bytes a step")

@@ -128,7 +128,8 @@ def _settings(job: Mapping[str, Any]) -> list[str]:
 
 def changed_settings(job: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """(path, value) of every setting of a job.json that is not the default; of teachers, against a teacher's defaults."""
-    from raykd.config import Job, Teacher, to_dict
+    from raykd.config import Job, Teacher
+    from raykd.resolve import to_dict
 
     plain = json.loads(json.dumps(to_dict(Job())))
     default = dict(tables.flatten(plain))

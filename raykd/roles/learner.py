@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from raykd.config import Job
 from raykd.data.keys import derive
-from raykd.errors import DivergenceError, SignalError
+from raykd.errors import ConfigError, DivergenceError, SignalError
 from raykd.roles.losses import BoundLoss, Plan
 from raykd.roles.network import Facts, Tapped, build
 from raykd.roles.optimisation import all_sum, average_buffers, optimizer, rate, sync_gradients, world_size
@@ -127,8 +128,8 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         chunks = self.job.training.accumulate
         gradients: dict[str, Tensor] = {}
-        for part, signals in _chunks(batch, teacher_signals, chunks, self.device):
-            terms = self._terms(part, signals, global_count, epoch)
+        for chunk, (part, signals) in enumerate(_chunks(batch, teacher_signals, chunks, self.device)):
+            terms = self._terms(part, signals, global_count, epoch, chunk)
             if measure:
                 self._add_gradients(terms, gradients)
             total = torch.stack([t.to(torch.float64) if t.dtype == torch.float64 else t.float() for t in terms.values()]).sum()
@@ -145,7 +146,9 @@ class Learner:
         self.step_count += 1
         return report
 
-    def _terms(self, batch: Mapping[str, Tensor], signals: TeacherSignals, global_count: int, epoch: int) -> dict[str, Tensor]:
+    def _terms(
+        self, batch: Mapping[str, Tensor], signals: TeacherSignals, global_count: int, epoch: int, chunk: int
+    ) -> dict[str, Tensor]:
         """Weighted terms of this worker's loss, each already divided by the global count: name -> `[]`."""
         student = self.tapped(batch["images"])
         count = len(batch["labels"])
@@ -156,11 +159,11 @@ class Learner:
         for label, loss in self.losses.items():
             roles = {"student": student} | ({"teacher": signals[loss.plan.teacher]} if loss.plan.teacher else {})
             factor = loss.weight * loss.factor(time)
-            for term, value in loss(batch, roles, epoch, self.step_count, self.rank).items():
+            for term, value in loss(batch, roles, epoch, self.step_count, self.rank, chunk).items():
                 reduced = value.sum() / global_count if value.ndim else value * (count / global_count)
                 terms[f"{label}.{term}" if term else label] = factor * reduced
         if not terms:
-            raise DivergenceError("The job has no loss: ce_weight is 0 and `losses` is empty.")
+            raise ConfigError("ce_weight: 0 without any other loss leaves nothing to learn from. Set it, or add a loss.")
         return terms
 
     def _cross_entropy(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -172,7 +175,8 @@ class Learner:
         return found
 
     def _share(self, report: StepReport, stop: bool) -> None:
-        finite = all(abs(v) < float("inf") for v in report.terms.values())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        finite = math.isfinite(sum(report.terms.values())) and bool(torch.isfinite(norm))
         names = sorted(report.terms)
         values = [report.terms[n] for n in names]
         flags = torch.tensor([float(stop), float(not finite), *values], dtype=torch.float64, device=self.device)
@@ -180,7 +184,8 @@ class Learner:
         if flags[1] > 0:
             shown = ", ".join(f"{n} {v:.4g}" for n, v in report.terms.items())
             raise DivergenceError(
-                f"Step {self.step_count}: a loss is not finite ({shown}); nothing was updated, the last checkpoint is intact. "
+                f"Step {self.step_count}: a loss or its gradient is not finite ({shown}); nothing was updated and the last "
+                "checkpoint is intact. "
                 "Lower the learning rate or the weight of that loss, or look at its teacher."
             )
         report.stop = bool(flags[0] > 0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raykd import catalogue
 from raykd.config import Job, Loss
 from raykd.data.keys import derive, torch_generator
-from raykd.errors import ConfigError, SignalError, near
+from raykd.errors import ConfigError, RaykdError, SignalError, near, told
 from raykd.roles.network import Facts
 from raykd.signals import Signal, Signals, Wire, wires
 
@@ -151,7 +151,7 @@ class BoundLoss(nn.Module):
         self.module: nn.Module | None = self._build(self._target, shapes) if plan.method.trains else None
 
     def forward(
-        self, batch: Mapping[str, Tensor], signals: Mapping[str, Signals], epoch: int, step: int, rank: int
+        self, batch: Mapping[str, Tensor], signals: Mapping[str, Signals], epoch: int, step: int, rank: int, chunk: int = 0
     ) -> dict[str, Tensor]:
         """Terms of this loss, unweighted: name -> `[b]`, or `[]` where the loss couples the batch.
 
@@ -161,20 +161,31 @@ class BoundLoss(nn.Module):
             epoch: from 0.
             step: global, from 0.
             rank: of this worker; keys the loss's randomness.
+            chunk: part of an accumulated batch; keys it too.
+
+        Raises:
+            SignalError: the batch lacks a field, or the loss itself failed; the message says where.
         """
         values = {w.parameter.name: w.pick(signals[w.parameter.role]) for w in self.plan.wires}
         for name in self.plan.method.parameters:
             if name not in values:
-                values[name] = self._plain(name, batch, epoch, step, rank)
-        found = self._called()(**values, **self._options)
+                values[name] = self._plain(name, batch, epoch, step, (rank, chunk))
+        try:
+            found = self._called()(**values, **self._options)
+        except RaykdError:
+            raise
+        except Exception as error:
+            raise SignalError(
+                f"losses.{self.plan.name}: {self.plan.method.slug} failed with {told(error, str(self.plan.method.path))}."
+            ) from error
         return found if isinstance(found, dict) else {"": found}
 
     def _called(self) -> Any:
         return self._target if self.module is None else self.module
 
-    def _plain(self, name: str, batch: Mapping[str, Tensor], epoch: int, step: int, rank: int) -> Any:
+    def _plain(self, name: str, batch: Mapping[str, Tensor], epoch: int, step: int, place: tuple[int, int]) -> Any:
         if name == "generator":
-            return torch_generator(self.seed, "loss", self.plan.label, step, rank)
+            return torch_generator(self.seed, "loss", self.plan.label, step, *place)
         if name in ("epoch", "step"):
             return epoch if name == "epoch" else step
         if name in self._facts:

@@ -28,6 +28,7 @@ class Teacher:
         codec: how replies are written.
         device: where the model lives.
         restore: re-creates uint8 images from a recipe (`inputs="recipe"`).
+        name: in the job, for messages.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class Teacher:
         codec: codecs.Codec,
         device: torch.device,
         restore: Restore | None = None,
+        name: str = "teacher",
     ) -> None:
+        self.name = name
         model = build(spec, facts, device).eval().requires_grad_(False)
         self.codec = codec
         self.tapped = Tapped(spec, model, signals, facts, device)
@@ -47,18 +50,21 @@ class Teacher:
 
     @torch.no_grad()
     def signals(self, images: Tensor) -> Signals:
-        """The requested signals of uint8 images `[b c h w]`; batch axis first, contiguous.
-
-        Raises:
-            SourceError: a signal is not finite.
-        """
+        """The requested signals of uint8 images `[b c h w]`; batch axis first, contiguous."""
         found = self.tapped(images)
         return {key: found[key].contiguous() for key in self._wanted}
 
     def answer(self, fields: Mapping[str, Any]) -> codecs.Reply:
-        """Encoded signals of one batch, given as pixels (`images`) or as a recipe (`sample_index`, `augmentation_seed`)."""
+        """Encoded signals of one batch, given as pixels (`images`) or as a recipe (`sample_index`, `augmentation_seed`).
+
+        Raises:
+            SourceError: a signal does not fit the codec; names teacher and signal.
+        """
         started = time.perf_counter()
-        reply = codecs.encode(self.signals(self._images(fields)), self.codec)
+        try:
+            reply = codecs.encode(self.signals(self._images(fields)), self.codec)
+        except SourceError as error:
+            raise SourceError(f"Teacher {self.name!r}: {error}") from None
         reply.seconds = time.perf_counter() - started
         return reply
 

@@ -94,9 +94,15 @@ def test_the_nodes_stay_as_they_are():
     assert nodes == {"n": {"CPU": 2.0}}
 
 
-@pytest.mark.xfail(
-    reason="the order of placing looks at CPUs and GPUs alone; raykd/launch is not this file's to change", strict=True
-)
 def test_what_needs_a_rare_resource_is_placed_before_what_fits_anywhere():
     given = job(1, 4.0, teachers=pool(1, cpus=1, resources={"tpu": 1}))
     assert fit(needs(given), {"tpu": {"CPU": 4, "tpu": 1}, "cpu": {"CPU": 4}}).fits
+
+
+def test_a_strict_strategy_counts_nodes():
+    two = {"a": {"CPU": 4.0}, "b": {"CPU": 1.0}}
+    assert fit([Need("workers", 2, {"CPU": 1}, "s", "STRICT_SPREAD")], two).placed["workers"] == ["a", "b"]
+    assert not fit([Need("workers", 3, {"CPU": 1}, "s", "STRICT_SPREAD")], two).fits
+    assert fit([Need("workers", 3, {"CPU": 1}, "s", "STRICT_PACK")], two).placed["workers"] == ["a", "a", "a"]
+    assert not fit([Need("workers", 5, {"CPU": 1}, "s", "STRICT_PACK")], two).fits
+    assert fit([Need("workers", 5, {"CPU": 1}, "s", "PACK")], two).fits

@@ -12,12 +12,13 @@ import tracing
 from method_rows import METHODS, ROWS, load_row
 from safetensors.torch import save_file
 
-from raykd.config import Job, Launch, Loss, Student, Teacher, Training, resolve
+from raykd.config import Job, Launch, Loss, Student, Teacher, Training
 from raykd.data.keys import torch_generator
 from raykd.exchange.codec import parse
 from raykd.exchange.pool import PoolSource
 from raykd.exchange.sources import InlineSource, LocalSource
 from raykd.launch.assembly import wanted
+from raykd.resolve import resolve
 from raykd.roles.learner import Learner
 from raykd.roles.losses import plans
 from raykd.roles.network import Facts
@@ -100,7 +101,7 @@ def plainly(made, row, setting, start, slug):
     student = tracing.TinyNet((4, 5, 6), setting.get("student_strides", (1, 2, 2))).double()
     student.load_state_dict(start.student)
     steps = [
-        batch | {"images": batch["images"].double() / 256, "generator": torch_generator(SEED, "loss", slug, step, 0)}
+        batch | {"images": batch["images"].double() / 256, "generator": torch_generator(SEED, "loss", slug, step, 0, 0)}
         for step, batch in enumerate(uint8_batches())
     ]
     return row.trace(

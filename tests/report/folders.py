@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from raykd.config import Data, Job, Launch, Loss, Student, Teacher, Training, resolve, write
+from raykd.config import Data, Job, Launch, Loss, Student, Teacher, Training
+from raykd.resolve import resolve, write
 
 EPOCH_STEPS = 20
 

@@ -4,11 +4,11 @@ import struct
 
 import pytest
 
-from raykd.config import to_dict
 from raykd.errors import ConfigError
 from raykd.report import runs
 from raykd.report.page import changed_settings, write_page
 from raykd.report.plots import plots, thin
+from raykd.resolve import to_dict
 from tests.report.folders import job, make, metrics, result, step
 
 

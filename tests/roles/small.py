@@ -2,10 +2,11 @@
 
 import torch
 
-from raykd.config import Job, Launch, Student, Teacher, Training, resolve
+from raykd.config import Job, Launch, Student, Teacher, Training
 from raykd.exchange.codec import parse
 from raykd.exchange.sources import InlineSource
 from raykd.launch.assembly import wanted
+from raykd.resolve import resolve
 from raykd.roles.learner import Learner
 from raykd.roles.losses import plans
 from raykd.roles.network import Facts

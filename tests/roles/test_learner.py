@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(bad):
     before = {name: value.clone() for name, value in flat(learner.state()).items()}
     signals = taught.request(small.batch(1)).result()
     signals["logits"][0, 0] = bad
-    with pytest.raises(DivergenceError, match=r"Step 1: a loss is not finite \(ce [\d.]+, kd (nan|inf), vid"):
+    with pytest.raises(DivergenceError, match=r"Step 1: a loss or its gradient is not finite \(ce [\d.]+, kd (nan|inf), vid"):
         learner.step(small.batch(1), {"big": signals}, small.BATCH)
     after = flat(learner.state())
     assert before.keys() == after.keys()
@@ -225,7 +225,7 @@ def test_a_wrong_shape_names_the_loss():
 
 def test_nothing_to_learn_from_is_an_error():
     learner, taught = small.learner(small.job({}, ce_weight=0.0))
-    with pytest.raises((DivergenceError, ConfigError), match="no loss"):
+    with pytest.raises(ConfigError, match="nothing to learn from"):
         small.step(learner, taught)
 
 

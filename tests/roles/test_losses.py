@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from raykd.config import Job, Loss, Teacher, resolve
+from raykd.config import Job, Loss, Teacher
 from raykd.errors import ConfigError, SignalError
+from raykd.resolve import resolve
 from raykd.roles.losses import BoundLoss, plans, schedule
 from tests.roles import small
 

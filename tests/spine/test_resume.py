@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from raykd.config import read
 from raykd.errors import ConfigError, Interrupted
+from raykd.resolve import read
 from tests.spine.small import At, assert_equal_states, cifar, descendants, final_state, go, kill_tree, mlp, steps_seen, trace
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,8 +19,9 @@ def teach(real_data, folder, teacher: str, weights: str, steps: int) -> float:
             "data.augmentation.mixup": 0.0,
             "training.batch_size": 64,
             "training.max_steps": steps,
-            "training.lr": 0.1,
-            "training.scheduler": "constant",
+            "training.lr": 0.05,
+            "training.scheduler": "cosine",
+            "training.epochs": -(-steps * 64 // 10000),
             "training.checkpoint_every": 1000,
         }
     )
