@@ -5,7 +5,6 @@ a DataLoader with one worker process. It is installed into the run's scratch fol
 from __future__ import annotations
 
 import importlib.util
-import io
 import shutil
 import subprocess
 import sys
@@ -13,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from benchmarks.plain import load_teacher
+from benchmarks.plain import decode, load_teacher
 from benchmarks.scene import MEAN, STD, STUDENT, Scene
 from raykd.models import build
 
@@ -38,19 +37,18 @@ def install(scratch: Path) -> str | None:
 
 
 class Pictures(Dataset):
-    """CIFAR-10 as torchvision keeps it: decoded arrays in memory, a PIL image a sample, then the transforms."""
+    """CIFAR-10 as torchvision keeps it: decoded arrays, a PIL image a sample, then the transforms."""
 
     def __init__(self, scene: Scene, transform: Callable[[Image.Image], torch.Tensor]) -> None:
         self.transform = transform
-        rows = [row for path in scene.files for row in pq.read_table(path, columns=["image", "label"]).to_pylist()]
-        self.pictures = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
-        self.labels = [int(row["label"]) for row in rows]
+        images, labels = decode(scene.files, scene.scratch, padding=0)
+        self.pixels, self.labels = np.ascontiguousarray(images.transpose(0, 2, 3, 1)), labels.tolist()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self.pictures[index]), self.labels[index]
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
 def train(scene: Scene, gate: Callable[[], bool]) -> list[float]:
@@ -98,6 +96,7 @@ def _config(scene: Scene) -> dict[str, Any]:
     kd = {"student_module_path": ".", "student_module_io": "output", "teacher_module_path": ".", "teacher_module_io": "output"}
     kd |= {"temperature": scene.temperature, "alpha": 1 - scene.weight, "reduction": "batchmean"}
     loader = {"batch_size": scene.batch_size, "num_workers": 1, "drop_last": True, "persistent_workers": True}
+    loader["multiprocessing_context"] = "spawn"  # a fork of a process that has threads of pyarrow may hang
     sgd = {"lr": scene.lr, "momentum": scene.momentum, "weight_decay": scene.weight_decay}
     forward = {"forward_proc": "forward_batch_only"}
     return {

@@ -28,7 +28,7 @@ def decode(files: Sequence[Path], folder: Path, padding: int) -> tuple[np.ndarra
     tables = [pq.read_table(path, columns=["image", "label"]) for path in files]
     labels = np.concatenate([t["label"].to_numpy() for t in tables]).astype(np.int64)
     side = 32 + 2 * padding
-    path = folder / "padded.npy"
+    path = folder / f"padded-{padding}.npy"
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(labels), 3, side, side))
     inner = slice(padding, padding + 32)
     row = 0

@@ -18,7 +18,6 @@ from torch import Tensor
 from raykd.config import Augmentation
 from raykd.data.decoding import Images
 from raykd.data.keys import uniform
-from raykd.data.randaugment import randaugment
 
 Floats: TypeAlias = NDArray[np.float64]
 _TRIES = 10
@@ -58,6 +57,8 @@ def augment(images: Images, keys: Keys, spec: Augmentation) -> Images:
         images[mirrored] = images[mirrored][..., ::-1]
     if spec.randaugment:
         operations, magnitude = spec.randaugment
+        from raykd.data.randaugment import randaugment  # torchvision takes a second to import
+
         images = randaugment(images, keys.uniform(2 * operations, "randaugment"), magnitude)
     return erase(images, keys, spec.erase) if spec.erase else images
 
