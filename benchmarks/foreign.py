@@ -96,7 +96,7 @@ def _config(scene: Scene) -> dict[str, Any]:
     kd = {"student_module_path": ".", "student_module_io": "output", "teacher_module_path": ".", "teacher_module_io": "output"}
     kd |= {"temperature": scene.temperature, "alpha": 1 - scene.weight, "reduction": "batchmean"}
     loader = {"batch_size": scene.batch_size, "num_workers": 1, "drop_last": True, "persistent_workers": True}
-    loader["multiprocessing_context"] = "spawn"  # a fork of a process that has threads of pyarrow may hang
+    loader["multiprocessing_context"] = "fork"  # Linux's default; its classes cannot be unpickled in a spawned process
     sgd = {"lr": scene.lr, "momentum": scene.momentum, "weight_decay": scene.weight_decay}
     forward = {"forward_proc": "forward_batch_only"}
     return {

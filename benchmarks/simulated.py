@@ -12,12 +12,12 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import cpu_s
-from benchmarks.sleepers import BATCH, SHAPE
+from benchmarks.sleepers import BATCH
 from raykd import Data, Job, Loss, Student, Teacher, Training
 from raykd.resolve import resolve
 
@@ -145,29 +145,45 @@ def _group(rows: list[Row], pupils: list[Any], steps: int, bandwidth: float) -> 
     try:
         for row in rows:
             students, teachers = pupils[: row.students], handles["big"][: row.replicas]
-            ray.get([t.__ray_call__.remote(_set_seconds, row.teacher_s) for t in teachers], timeout=60)
+            everyone = partial(_everywhere, teachers)
+            everyone(prepare, row.teacher_s)
             source = hosts.sources(job, plans, known, {"big": teachers})["big"]
             source.window = max(WINDOW, 2 * row.replicas // row.students)  # a run of its own would ask for 2 * replicas
             alone = ray.get([p.alone.remote(steps) for p in students], timeout=120)
-            before = ray.get([t.__ray_call__.remote(cpu_s) for t in teachers], timeout=60)
+            before = everyone(spent)
             taught = ray.get([p.taught.remote(steps, source) for p in students], timeout=300)
-            after = ray.get([t.__ray_call__.remote(cpu_s) for t in teachers], timeout=60)
+            process, normalising = (sum(b) - sum(a) for a, b in zip(zip(*before), zip(*everyone(spent))))
             answered = len(students) * (WARM_UP + steps + source.window)
-            inside = ray.get(teachers[0].__ray_call__.remote(normalise_s), timeout=60)
-            yield _result(row, alone, taught, (sum(after) - sum(before)) / answered, inside, bandwidth)
+            yield _result(row, alone, taught, process / answered, normalising / answered, bandwidth)
     finally:
         replicas.stop(handles)
 
 
-def normalise_s(replica: Any) -> float:
-    """CPU seconds a replica needs to normalise a batch: work that a device would do."""
-    import torch
+def _everywhere(replicas: list[Any], call: Any, *arguments: Any) -> list[Any]:
+    """Calls `call(replica, *arguments)` inside every replica."""
+    import ray
 
-    images = torch.zeros((BATCH, *SHAPE), dtype=torch.uint8)
-    started = time.thread_time()
-    for _ in range(3):
-        replica._teacher.tapped.inputs(images)
-    return (time.thread_time() - started) / 3
+    return ray.get([r.__ray_call__.remote(call, *arguments) for r in replicas], timeout=60)
+
+
+def prepare(replica: Any, seconds: float) -> None:
+    """In a replica: sets the length of the sleep, and from now on counts CPU seconds spent on normalising images."""
+    tapped = replica._teacher.tapped
+    tapped.model.seconds, tapped.normalising_s = seconds, 0.0
+    plain = type(tapped).inputs
+
+    def inputs(images: Any) -> Any:
+        started = time.thread_time()
+        found = plain(tapped, images)
+        tapped.normalising_s += time.thread_time() - started
+        return found
+
+    tapped.inputs = inputs
+
+
+def spent(replica: Any) -> tuple[float, float]:
+    """In a replica: CPU seconds of the process, and of normalising: work that a device would do."""
+    return time.process_time(), replica._teacher.tapped.normalising_s
 
 
 def bytes_a_second() -> float:
@@ -180,16 +196,12 @@ def bytes_a_second() -> float:
     return 4 * source.nbytes / (time.perf_counter() - started)
 
 
-def _set_seconds(replica: Any, seconds: float) -> None:
-    replica._teacher.tapped.model.seconds = seconds
-
-
 def _result(
     row: Row,
     alone: list[dict[str, float]],
     taught: list[dict[str, float]],
     teacher_cpu_s: float,
-    normalise_s: float,
+    normalising_s: float,
     bandwidth: float,
 ) -> dict[str, Any]:
     rate = [sum(1 / found["step_s"] for found in side) for side in (taught, alone)]
@@ -207,7 +219,7 @@ def _result(
         "client_cpu_ms": 1e3 * (mean["cpu_s"] - idle),
         "client_own_ms": 1e3 * mean["client_s"],
         "teacher_cpu_ms": 1e3 * teacher_cpu_s,
-        "teacher_beside_ms": 1e3 * (teacher_cpu_s - normalise_s),
+        "teacher_beside_ms": 1e3 * (teacher_cpu_s - normalising_s),
         "bound_ms": 2 + 1e3 * moved / bandwidth,
         "bytes_out": mean["bytes_out"] / BATCH,
         "bytes_in": mean["bytes_in"] / BATCH,
