@@ -25,7 +25,12 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 SIMULATED = "simulated"
 DEFAULT = ("student", "ceiling", "hand", "inline", "pool", SIMULATED)
-NICENESS = "RAY_worker_niceness"  # Ray's default is 15: its processes would yield to everything else on the machine
+ENVIRONMENT = {  # of every process of every row
+    "OMP_NUM_THREADS": "1",
+    "RAY_worker_niceness": "0",  # Ray's default is 15: its processes would yield to everything else on the machine
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),  # else glibc gives pages back after a step, or not, by luck: up to 8 % of a step
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+}
 SETTLE_S = 0.4  # between segments: what the row before left running ends
 
 
@@ -50,8 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what was asked for. Returns 1 if a row failed."""
     options = parse(argv)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ[NICENESS] = "0"
+    os.environ |= ENVIRONMENT
     names = options.rows.split(",") if options.rows else list(DEFAULT)
     names += ["torchdistill"] if options.torchdistill and "torchdistill" not in names else []
     unknown = [n for n in names if n not in (*DEFAULT, "torchdistill")]
@@ -115,7 +119,7 @@ def _real(names: list[str], scene: Scene, options: argparse.Namespace, found: di
         if why:
             names.remove("torchdistill")
             found["skipped"]["torchdistill"] = why
-    rounds, steps = options.rounds or (3 if options.quick else 8), options.steps or (5 if options.quick else 12)
+    rounds, steps = options.rounds or (3 if options.quick else 6), options.steps or (5 if options.quick else 12)
     if {"hand", "inline"} <= set(names):
         found["agreement"] = _agreement(scene)
     with _workers(names, scene, found["skipped"]) as workers:

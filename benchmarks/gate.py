@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -65,7 +66,8 @@ class Gate:
         return False
 
     def _counters(self) -> dict[str, float]:
-        return {"cpu_s": time.process_time(), **self.probe()}
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        return {"cpu_s": time.process_time(), "faults": float(faults), **self.probe()}
 
 
 Row = Callable[[Any, Gate], Mapping[str, Any]]

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.gate import Segment
 
 WARM_UP = 2  # first steps of a segment, not counted
+RARE_BY_DEFAULT = 50  # steps between two measurements of gradient norms: training.grad_norms_every
 
 
 @dataclass(frozen=True)
@@ -54,32 +55,35 @@ COMPARISONS = (
 )
 
 
-def step_seconds(segments: Sequence[Segment], rare_every: int = 0) -> list[float]:
+def step_seconds(segments: Sequence[Segment], rare_every: int = 0, spread: int = RARE_BY_DEFAULT) -> list[float]:
     """Mean seconds a step of each segment.
 
     Args:
         segments: of one row.
-        rare_every: steps 0, k, 2k, ... do more work (raykd measures gradient norms there). They are left out of the means, and
+        rare_every: steps k, 2k, ... do more work (raykd measures gradient norms there). They are left out of the means, and
             what they cost more is added to every step in equal parts: a segment holds too few steps for its fair share.
+        spread: over how many steps, as many as lie between two of them in a job that does not say.
     """
-    usual, _ = _split(segments, rare_every)
-    share = rare_share(segments, rare_every)
+    usual = [_usual(segment, rare_every) for segment in segments]
+    share = rare_share(segments, rare_every, spread)
     return [statistics.fmean(values) + share for values in usual if values]
 
 
-def rare_share(segments: Sequence[Segment], every: int) -> float:
-    """Seconds that rare steps add to each step, on average; 0 where none was seen."""
-    usual, rare = _split(segments, every)
-    if not rare:
-        return 0.0
-    return max(statistics.median(rare) - statistics.median([s for values in usual for s in values]), 0.0) / every
+def rare_share(segments: Sequence[Segment], every: int, spread: int = RARE_BY_DEFAULT) -> float:
+    """Seconds that rare steps add to each step, on average: each beside the usual steps of its own segment; 0 where none was."""
+    extra = [
+        seconds - statistics.median(_usual(segment, every))
+        for segment in segments
+        for k, seconds in enumerate(segment.seconds, segment.first)
+        if every and k and k % every == 0 and _usual(segment, every)
+    ]
+    return max(statistics.median(extra), 0.0) / spread if extra else 0.0
 
 
-def _split(segments: Sequence[Segment], every: int) -> tuple[list[list[float]], list[float]]:
-    """Usual steps by segment without the warm-up, and all rare steps but step 0."""
-    steps = [list(enumerate(segment.seconds, segment.first)) for segment in segments]
-    usual = [[s for k, s in own[WARM_UP:] if not every or k % every] for own in steps]
-    return usual, [s for own in steps for k, s in own if every and k and k % every == 0]
+def _usual(segment: Segment, every: int) -> list[float]:
+    """Seconds of the steps that count and are not rare."""
+    counted = list(enumerate(segment.seconds, segment.first))[WARM_UP:]
+    return [s for k, s in counted if not every or k % every]
 
 
 def counters(segments: Sequence[Segment]) -> dict[str, float]:

@@ -23,13 +23,13 @@ class Scene:
         data: folder with `cifar10/` and `weights/cifar10/`.
         scratch: emptied after the run.
         shards: number of CIFAR-10's five training files.
-        grad_norms_every: steps between raykd's measurements of gradient norms; its default.
+        grad_norms_every: steps between raykd's measurements of gradient norms: more often than by default, to see several.
     """
 
     data: Path
     scratch: Path
     shards: int = 5
-    grad_norms_every: int = 50
+    grad_norms_every: int = 20
     batch_size: int = 128
     temperature: float = 4.0
     weight: float = 0.9

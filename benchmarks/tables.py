@@ -29,7 +29,7 @@ def tables(found: Findings) -> Iterator[Table]:
     if found.get("rows"):
         yield Table(
             "ResNet-32 -> ResNet-20, CIFAR-10, batch 128, one torch thread a process",
-            ("row", "ms a step", "images/s", "CPU ms a step", "last loss"),
+            ("row", "ms a step", "images/s", "CPU ms a step", "page faults a step", "last loss"),
             [_row(row) for row in found["rows"]],
         )
     if found.get("ratios"):
@@ -66,7 +66,7 @@ def notes(found: Findings) -> list[str]:
         )
     if found.get("grad_norms_ms"):
         shown = ", ".join(f"{LABELS[n]} {ms:.1f}" for n, ms in found["grad_norms_ms"].items())
-        lines.append(f"of raykd's ms a step, for measuring gradient norms every 50 steps: {shown}")
+        lines.append(f"of raykd's ms a step, for measuring gradient norms every 50 steps, spread over them: {shown}")
     return lines + [f"not run: {LABELS.get(name, name)}: {why}" for name, why in found.get("skipped", {}).items()]
 
 
@@ -83,7 +83,7 @@ def markdown(found: Findings) -> str:
 def _row(row: Findings) -> Sequence[str]:
     loss = f"{row['loss']:.2f}" if row.get("loss") is not None else "-"
     ms, cpu = _figure(row["step_ms"], 1), f"{1e3 * row['cpu_s_per_step']:.0f}"
-    return LABELS[row["row"]], ms, f"{row['images_s']:.0f}", cpu, loss
+    return LABELS[row["row"]], ms, f"{row['images_s']:.0f}", cpu, f"{row['faults_per_step']:.0f}", loss
 
 
 def _ratio(row: Findings) -> Sequence[str]:

@@ -24,6 +24,20 @@ PAIRS = {
     "wrn_40_2-shufflenetv1": ("wrn_40_2", "shufflenetv1", 0.01, 8.0),
 }
 
+# In the table VGG's first block counts as its stem: layers are counted from the second block on. Other models: all stages.
+FOUR = ("stage1", "stage2", "stage3", "stage4")
+VGG = ("stage2", "stage3", "stage4", "stage5")
+
+
+def layers(method: str, teacher: str, student: str) -> dict[str, tuple[str, ...]] | None:
+    """Layers of a pair with a VGG in it; None: the method's own."""
+    if method not in ("at", "vid", "fitnet") or not (teacher.startswith("vgg") or student.startswith("vgg")):
+        return None
+    pair = {"student": student, "teacher": teacher}
+    counted = {role: VGG if model.startswith("vgg") else FOUR for role, model in pair.items()}
+    return {role: names[1:2] for role, names in counted.items()} if method == "fitnet" else counted
+
+
 # what a method's row of the table used beyond the method's own defaults
 WEIGHTS = {
     "kd": {"temperature": 4.0, "weight": 0.9, "ce_weight": 0.1},
@@ -53,6 +67,6 @@ def job(
         ),
         student=Student(model=student),
         teachers={"teacher": Teacher(model=teacher, weights=teacher_weights or "{data.root}/teacher.pth")},
-        losses={method: Loss(method, **options)},
+        losses={method: Loss(method, layers=layers(method, teacher, student), **options)},
         training=Training(recipe="crd", lr=lr),
     )

@@ -43,7 +43,7 @@ def test_absent_data_is_said(tmp_path):
 def test_rare_steps_are_spread():
     usual, rare = 1.0, 6.0
     segments = [Segment(first, [rare if k % 5 == 0 else usual for k in range(first, first + 10)], {}) for first in (0, 10)]
-    assert measure.step_seconds(segments, rare_every=5) == pytest.approx([2.0, 2.0])
+    assert measure.step_seconds(segments, rare_every=5, spread=5) == pytest.approx([2.0, 2.0])
 
 
 def test_ratios_are_paired_by_round():
