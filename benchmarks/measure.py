@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.gate import Segment
 
 WARM_UP = 2  # first steps of a segment, not counted
+MOST_STOLEN = 0.02  # above it no goal is judged
 RARE_BY_DEFAULT = 50  # steps between two measurements of gradient norms: training.grad_norms_every
 
 
@@ -70,7 +71,7 @@ def step_seconds(segments: Sequence[Segment], rare_every: int = 0, spread: int =
 
 
 def rare_share(segments: Sequence[Segment], every: int, spread: int = RARE_BY_DEFAULT) -> float:
-    """Seconds that rare steps add to each step, on average: each beside the usual steps of its own segment; 0 where none was."""
+    """Seconds that rare steps add to each step, on average, each beside its own segment's usual ones; 0 if none."""
     extra = [
         seconds - statistics.median(_usual(segment, every))
         for segment in segments
@@ -84,6 +85,16 @@ def _usual(segment: Segment, every: int) -> list[float]:
     """Seconds of the steps that count and are not rare."""
     counted = list(enumerate(segment.seconds, segment.first))[WARM_UP:]
     return [s for k, s in counted if not every or k % every]
+
+
+def stolen(segments: Mapping[str, Sequence[Segment]]) -> float:
+    """Share of the time that other processes took from us: rows that compute in one process should be on a CPU all the time.
+
+    The mean over their segments, so that a few disturbed rounds show too.
+    """
+    own = [s for name in ("student", "hand", "inline") for s in segments.get(name, ())]
+    shares = [max(1 - s.counters["cpu_s"] / sum(s.seconds), 0.0) for s in own]
+    return statistics.fmean(shares) if shares else 0.0
 
 
 def counters(segments: Sequence[Segment]) -> dict[str, float]:
@@ -121,8 +132,8 @@ def rare(row: str, every: int) -> int:
 
 
 def ratios(segments: Mapping[str, Sequence[Segment]], rare_every: int) -> list[dict[str, Any]]:
-    """Every comparison whose two rows are there: medians over rounds of the ratio within a round."""
-    found = []
+    """Every comparison whose two rows are there: medians over rounds of the ratio within a round; unjudged if disturbed."""
+    found, quiet = [], stolen(segments) <= MOST_STOLEN
     for comparison in COMPARISONS:
         if not {comparison.above, comparison.below} <= segments.keys():
             continue
@@ -130,7 +141,12 @@ def ratios(segments: Mapping[str, Sequence[Segment]], rare_every: int) -> list[d
         pairs = [(b / a if comparison.throughput else a / b) for a, b in zip(above, below)]
         figure = Figure.of(pairs)
         found.append(
-            {"name": comparison.name, "ratio": vars(figure), "goal": comparison.goal, "met": comparison.met(figure.median)}
+            {
+                "name": comparison.name,
+                "ratio": vars(figure),
+                "goal": comparison.goal,
+                "met": comparison.met(figure.median) if quiet else None,
+            }
             | {"throughput": comparison.throughput}
         )
     return found

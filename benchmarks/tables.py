@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.measure import MOST_STOLEN
+
 LABELS = {
     "student": "student only",
     "ceiling": "ceiling: student only + the teacher elsewhere",
@@ -60,6 +62,10 @@ def tables(found: Findings) -> Iterator[Table]:
 def notes(found: Findings) -> list[str]:
     """Lines below the tables."""
     lines = [f"{key}: {value}" for key, value in found["about"].items()]
+    if found.get("stolen") is not None:
+        lines.append(
+            f"time that other processes took: {100 * found['stolen']:.1f} % (above {100 * MOST_STOLEN:.0f} % no goal is judged)"
+        )
     if found.get("agreement") is not None:
         lines.append(
             f"loss of raykd and of the hand-written loop, same start and batches, 2 steps: {found['agreement']:.1e} apart"

@@ -221,7 +221,7 @@ class Launch:
     threads: Count = 1  # torch threads of every role, in every backend: part of the result
     loader_processes: Natural = 0  # decode processes beside the worker; 0: a thread
     prefetch: Count = 4  # batches ready ahead
-    window: Count = 4  # teacher requests in flight
+    window: Count = 4  # requests in flight to each teacher; more where it takes two a replica to keep a pool busy
     in_flight_bytes: Count = 512 * 1024**2
     start_timeout_s: Positive = 300.0
     request_timeout_s: Positive = 120.0

@@ -48,10 +48,16 @@ def test_rare_steps_are_spread():
 
 def test_ratios_are_paired_by_round():
     def turns(*values):
-        return [Segment(0, [v] * 4, {"cpu_s": v}) for v in values]
+        return [Segment(0, [v] * 4, {"cpu_s": 4 * v}) for v in values]
 
     found = measure.ratios({"inline": turns(2.0, 4.0), "hand": turns(1.0, 2.0)}, rare_every=0)
     assert found[0]["ratio"] == {"median": 2.0, "least": 2.0, "greatest": 2.0}
     assert found[0]["met"] is False
     found = measure.ratios({"pool": turns(1.0), "ceiling": turns(0.98)}, rare_every=0)
     assert found[0]["met"] is True
+
+
+def test_a_disturbed_run_judges_nothing():
+    segments = {name: [Segment(0, [1.0] * 4, {"cpu_s": 3.0})] for name in ("inline", "hand")}
+    assert measure.stolen(segments) == pytest.approx(0.25)
+    assert measure.ratios(segments, rare_every=0)[0]["met"] is None

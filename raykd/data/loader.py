@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -239,6 +240,7 @@ def _start_worker(work: _Work, slots: Tensor) -> None:
     global _worker
     torch.set_num_threads(1)
     _worker = work, slots
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which writes a checkpoint first
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -17,22 +17,13 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    GetTimeoutError,
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RayTaskError,
-)
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from raykd.errors import RaykdError, SourceError
 from raykd.exchange import codec as codecs
 from raykd.exchange.sources import Fields, Stats, to_send
 from raykd.signals import Signals
 
-LOST = (ActorDiedError, ActorUnavailableError, RayActorError, NodeDiedError, ObjectLostError)
 PATIENCE_S = 0.25  # pause before a request is sent again when no other replica is there
 
 
@@ -40,11 +31,12 @@ PATIENCE_S = 0.25  # pause before a request is sent again when no other replica 
 class _Replica:
     handle: Any
     in_flight: int = 0
-    queue: int = 0  # depth it last reported: other workers' requests
+    queue: int = 0  # other workers' requests, as it last reported
     down_since: float | None = None
+    probe: Any = None  # asks a replica that is down whether it is up again
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
     """One request; `ref` is its newest sending."""
 
@@ -54,7 +46,6 @@ class _Request:
     replica: int = -1
     ref: Any = None
     tries: int = 0
-    deadline: float = 0.0
 
     def result(self) -> Signals:
         """The signals of this batch. Raises SourceError when the teacher is lost for good."""
@@ -90,6 +81,7 @@ class PoolSource:
         self._replicas = [_Replica(h) for h in self.handles]
         self._pending: deque[_Request] = deque()
         self._next = 0
+        self._all_down_since: float | None = None
 
     def request(self, fields: Fields) -> _Request:
         """Sends one whole batch."""
@@ -105,13 +97,13 @@ class PoolSource:
         """Waits for one request's answer, resending as often as `retries` allows."""
         while True:
             try:
-                reply = ray.get(request.ref, timeout=max(request.deadline - time.monotonic(), 0.0))
+                reply = ray.get(request.ref, timeout=self.timeout_s)
             except GetTimeoutError:
                 self._lose(request.replica, f"no answer within {self.timeout_s:g} s")
                 continue
             except RayTaskError as error:
-                raise _original(error, self.name) from None
-            except LOST as error:
+                raise original(error, f"Teacher {self.name!r}") from None
+            except RayError as error:  # its process, node or object is gone
                 self._lose(request.replica, type(error).__name__)
                 continue
             return self._take(request, reply)
@@ -124,7 +116,8 @@ class PoolSource:
         started = time.process_time()
         replica = self._replicas[request.replica]
         replica.in_flight -= 1
-        replica.queue, replica.down_since = reply.queue, None
+        self._all_down_since = None
+        replica.queue, replica.down_since = max(0, reply.queue - replica.in_flight), None
         self._pending.remove(request)
         self.stats.count(reply)
         signals = codecs.decode(reply.signals)
@@ -137,17 +130,18 @@ class PoolSource:
         replica = self._replicas[index]
         replica.in_flight += 1
         request.replica, request.tries = index, request.tries + 1
-        request.deadline = time.monotonic() + self.timeout_s
         request.ref = replica.handle.answer.remote(request.fields)
         self.stats.bytes_out += sum(a.nbytes for a in request.fields.values())
 
     def _pick(self) -> int:
-        """The live replica with the least to do; replicas that failed last time come after all others."""
+        """The live replica with the least to do; replicas that are down come after all others, the longest down first."""
+        for replica in self._replicas:
+            _knock(replica)
         count = len(self._replicas)
         order = [(self._next + i) % count for i in range(count)]
         self._next = (self._next + 1) % count
         load = {i: self._replicas[i].in_flight + self._replicas[i].queue for i in order}
-        return min(order, key=lambda i: (self._replicas[i].down_since is not None, load[i]))
+        return min(order, key=lambda i: (self._replicas[i].down_since or 0.0, load[i]))
 
     def _lose(self, index: int, why: str) -> None:
         """Marks a replica down and sends everything in flight there to another one."""
@@ -155,15 +149,14 @@ class PoolSource:
         now = time.monotonic()
         if replica.down_since is None:
             warnings.warn(f"Teacher {self.name!r}, replica {index}: {why}; its requests go to another replica.", stacklevel=2)
-        replica.down_since = replica.down_since or now
         replica.in_flight = replica.queue = 0
+        replica.down_since = now
         lost = [r for r in self._pending if r.replica == index]
         all_down = all(r.down_since is not None for r in self._replicas)
-        oldest = min((r.down_since for r in self._replicas if r.down_since is not None), default=now)
-        newest = max((r.down_since for r in self._replicas if r.down_since is not None), default=now)
-        if all_down and now - newest > self.restart_s:
+        self._all_down_since = (self._all_down_since or now) if all_down else None
+        if self._all_down_since is not None and now - self._all_down_since > self.restart_s:
             raise SourceError(
-                f"Teacher {self.name!r}: none of {len(self._replicas)} replicas answered for {now - oldest:.0f} s ({why}). "
+                f"Teacher {self.name!r}: none of {len(self._replicas)} replicas answered for {self.restart_s:.0f} s ({why}). "
                 f"The last checkpoint is intact; raise teachers.{self.name}.replicas or .max_restarts and resume."
             )
         if not all_down and any(r.tries > self.retries for r in lost):
@@ -173,14 +166,39 @@ class PoolSource:
             )
         if all_down:
             time.sleep(PATIENCE_S)
+            for request in lost:
+                request.tries = 0  # waiting for a restart is not a failure of the request
         for request in lost:
             self.stats.retries += 1
             self._send(request)
 
 
-def _original(error: RayTaskError, name: str) -> Exception:
-    """The error the teacher raised, as itself if it is one of ours."""
-    cause = error.cause if isinstance(error.cause, Exception) else error
-    if isinstance(cause, RaykdError):
-        return type(cause)(*cause.args)
-    return SourceError(f"Teacher {name!r} failed: {type(cause).__name__}: {cause}")
+def _knock(replica: _Replica) -> None:
+    """A replica that was down and answers again is up; asked without waiting."""
+    if replica.down_since is None:
+        return
+    if replica.probe is None:
+        replica.probe = replica.handle.ready.remote()
+        return
+    if not ray.wait([replica.probe], timeout=0)[0]:
+        return
+    try:
+        ray.get(replica.probe)
+        replica.down_since = None
+    except RayError:
+        pass
+    replica.probe = None
+
+
+def original(error: BaseException, who: str) -> Exception:
+    """The raykd error inside a Ray error, as itself; else a SourceError that says who failed."""
+    seen: set[int] = set()
+    inner: Any = error
+    while inner is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        if isinstance(inner, RaykdError):
+            base = next(c for c in type(inner).__mro__ if c.__module__ == RaykdError.__module__)
+            return base(str(inner.args[0]) if inner.args else str(inner))
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    text = str(error).strip().splitlines()
+    return SourceError(f"{who} failed: {type(error).__name__}: {text[-1] if text else ''}")

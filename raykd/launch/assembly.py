@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,6 +127,7 @@ def _restore(job: Job, spec: Teacher) -> Any:
     if spec.inputs != "recipe":
         return None
     train = open_data(job.data, "train", job.seed)
+    train.read(np.zeros(1, np.int64))  # decodes the whole set where there is no cache yet: now, not in the first request
 
     def restore(fields: Mapping[str, Any]) -> Tensor:
         recipe = Batch({name: torch.from_numpy(value.copy()) for name, value in fields.items()})

@@ -62,15 +62,17 @@ def _prepare() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def nodes() -> dict[str, dict[str, float]]:
-    """Live nodes -> what is free on each (what it has in all where Ray does not say)."""
-    try:
-        from ray._private.state import available_resources_per_node
+def nodes(free: bool = True) -> dict[str, dict[str, float]]:
+    """Live nodes -> what is free on each (what it has in all where Ray does not say), or what each has."""
+    now: dict[str, dict[str, float]] = {}
+    if free:
+        try:
+            from ray._private.state import available_resources_per_node
 
-        free = available_resources_per_node()
-    except Exception:
-        free = {}
-    return {n["NodeID"]: dict(free.get(n["NodeID"], n["Resources"])) for n in ray.nodes() if n["Alive"]}
+            now = available_resources_per_node()
+        except Exception:
+            now = {}
+    return {n["NodeID"]: dict(now.get(n["NodeID"], n["Resources"])) for n in ray.nodes() if n["Alive"]}
 
 
 def require_shared(folder: Path, timeout_s: float = 60.0) -> None:

@@ -7,6 +7,7 @@ error of ours (bad data, a diverging loss, a stop) is written to the run folder 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -16,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 import torch.distributed as dist
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 
 from raykd import errors
 from raykd.config import Job
-from raykd.errors import RaykdError, ResourceError, SourceError
+from raykd.errors import DivergenceError, Interrupted, RaykdError, ResourceError, SourceError
 from raykd.exchange.pool import PoolSource
 from raykd.exchange.sources import Source
 from raykd.launch.assembly import local_sources
@@ -30,8 +30,11 @@ from raykd.roles.losses import Plan
 from raykd.roles.network import Facts
 from raykd.schemes.offline import Setting, learn
 
+BACKENDS = {True: "cpu:gloo,cuda:nccl", False: "gloo"}
 STOP, FATAL, LEARNED = "STOP", "fatal.json", "learned.json"
 STOP_POLL_S = 0.1
+AGREED = (Interrupted, DivergenceError)  # all ranks raise these at the same step
+PLACING_S = 60.0  # how long Ray Train waits for its workers before it counts a failure
 
 
 class Asked:
@@ -58,7 +61,7 @@ def sources(job: Job, plans: list[Plan], known: Facts, handles: Mapping[str, lis
             name,
             replicas,
             inputs=job.teachers[name].inputs,
-            window=max(launch.window, 2 * len(replicas)),
+            window=max(launch.window, 2 * math.ceil(len(replicas) / launch.workers)),
             timeout_s=launch.request_timeout_s,
             retries=launch.retries,
             restart_s=launch.start_timeout_s,
@@ -81,7 +84,7 @@ def work(rank: int, world: int, config: Mapping[str, Any]) -> None:
         )
     except RaykdError as error:
         _write(folder / FATAL, {"type": _base(error), "message": str(error), "rank": rank})
-        if world > 1:
+        if world > 1 and not isinstance(error, AGREED):
             raise  # so that the others do not wait for this rank
         return
     if rank == 0:
@@ -101,11 +104,12 @@ def train(job: Job, config: Mapping[str, Any], poll: Callable[[], None]) -> None
 
     launch = job.launch
     resources = {"CPU": launch.cpus, **launch.resources} | ({"GPU": launch.gpus} if launch.gpus else {})
+    patience = math.ceil(launch.start_timeout_s / PLACING_S)
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config=dict(config),
         torch_config=TorchConfig(
-            backend="nccl" if launch.gpus and torch.cuda.is_available() else "gloo",
+            backend=BACKENDS[launch.gpus > 0],
             timeout_s=int(launch.collective_timeout_s),
         ),
         scaling_config=ScalingConfig(
@@ -117,7 +121,7 @@ def train(job: Job, config: Mapping[str, Any], poll: Callable[[], None]) -> None
         run_config=RunConfig(
             name=f"train-{os.getpid()}-{time.time_ns()}",
             storage_path=str(Path(config["folder"]) / "host"),
-            failure_config=FailureConfig(max_failures=launch.max_failures),
+            failure_config=FailureConfig(max_failures=launch.max_failures, controller_failure_limit=patience),  # type: ignore[call-arg]
         ),
     )
     failure: list[BaseException] = []
@@ -130,10 +134,14 @@ def train(job: Job, config: Mapping[str, Any], poll: Callable[[], None]) -> None
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    while thread.is_alive():
+    try:
+        while thread.is_alive():
+            poll()
+            thread.join(0.2)
         poll()
-        thread.join(0.2)
-    poll()
+    except BaseException:
+        (Path(config["folder"]) / STOP).touch()  # the workers must not train on for a driver that has gone
+        raise
     if failure and not (Path(config["folder"]) / FATAL).exists():
         raise SourceError(f"The student's workers failed: {_last_line(failure[0])} The run can be resumed.") from failure[0]
 
@@ -157,7 +165,7 @@ class _Worker:
     def work(self, rank: int, world: int, address: tuple[str, int], config: dict[str, Any]) -> None:
         """Joins the group and learns."""
         if world > 1:
-            backend = "nccl" if config["job"].launch.gpus and torch.cuda.is_available() else "gloo"
+            backend = BACKENDS[config["job"].launch.gpus > 0]
             meeting = f"tcp://{address[0]}:{address[1]}"
             patience = timedelta(seconds=config["job"].launch.collective_timeout_s)
             dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=patience)
@@ -210,7 +218,10 @@ def _group(job: Job, config: dict[str, Any], poll: Callable[[], None]) -> BaseEx
             scheduling_strategy=ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group),
         )
         workers = [make.remote() for _ in range(launch.workers)]
-        address = ray.get(workers[0].address.remote(), timeout=launch.start_timeout_s)
+        try:
+            address = ray.get(workers[0].address.remote(), timeout=launch.start_timeout_s)
+        except RayError as error:
+            return error
         shared = ray.put(config)
         refs = [w.work.remote(rank, len(workers), address, shared) for rank, w in enumerate(workers)]
         return _watch(refs, poll)
@@ -227,7 +238,7 @@ def _watch(refs: list[Any], poll: Callable[[], None]) -> BaseException | None:
         poll()
         try:
             ray.get(done)
-        except (RayActorError, RayTaskError) as error:
+        except RayError as error:
             return error
     return None
 

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from raykd.config import Job
 from raykd.data.batches import evaluation_batches
 from raykd.data.splits import open_data
-from raykd.errors import RaykdError, ResourceError, SourceError
+from raykd.errors import ResourceError
 from raykd.exchange.codec import Reply
+from raykd.exchange.pool import original
 from raykd.launch.assembly import make_teacher
 from raykd.launch.cluster import NAMESPACE
 from raykd.roles.evaluator import evaluate
@@ -32,8 +33,8 @@ class Replica:
         self._teacher = self._thread.submit(make_teacher, job, name, plans, known).result()
 
     async def ready(self) -> bool:
-        """True once the model is loaded."""
-        return True
+        """True once the model is loaded and the thread that answers is free: a hung replica is not ready."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, bool, 1)
 
     async def answer(self, fields: dict[str, Any]) -> Reply:
         """Encoded signals of one batch."""
@@ -77,7 +78,7 @@ def start(job: Job, plans: list[Plan], known: Facts) -> dict[str, list[Any]]:
                 f"Teacher {name!r}: {len(replicas)} replicas were not ready within {job.launch.start_timeout_s:g} s. "
                 "Is something else using the cluster? `ray status` shows it; launch.start_timeout_s waits longer."
             ) from None
-        except (RayActorError, RayTaskError) as error:
+        except RayError as error:
             stop(handles)
             raise original(error, f"Teacher {name!r}") from None
     return handles
@@ -90,29 +91,30 @@ def stop(handles: dict[str, list[Any]]) -> None:
             ray.kill(replica)
 
 
-def accuracy(replicas: list[Any], split: str, timeout_s: float) -> dict[str, Any]:
-    """Accuracy of one teacher, its replicas sharing the images: {"top1", "top5", "count", "split"}."""
-    parts = [r.accuracy.remote(split, i, len(replicas)) for i, r in enumerate(replicas)]
-    try:
-        found = ray.get(parts, timeout=timeout_s)
-    except (RayActorError, RayTaskError, GetTimeoutError) as error:
-        raise original(error, "Measuring a teacher") from None
-    top1, top5, count = (sum(f[i] for f in found) for i in range(3))
-    return {"top1": top1 / count, "top5": top5 / count if found[0][3] else None, "count": int(count), "split": split}
+def accuracy(name: str, replicas: list[Any], split: str, retries: int, timeout_s: float) -> dict[str, Any]:
+    """Accuracy of one teacher, its replicas sharing the images: {"top1", "top5", "count", "split"}.
+
+    A part whose replica dies is measured by the next one.
+
+    Raises:
+        SourceError: a part could not be measured on any replica.
+    """
+    count = len(replicas)
+    parts = [(i, replicas[i].accuracy.remote(split, i, count)) for i in range(count)]
+    found = [_part(name, replicas, split, part, ref, retries, timeout_s) for part, ref in parts]
+    top1, top5, images = (sum(f[i] for f in found) for i in range(3))
+    return {"top1": top1 / images, "top5": top5 / images if found[0][3] else None, "count": int(images), "split": split}
 
 
-def original(error: BaseException, who: str) -> Exception:
-    """The raykd error inside a Ray error, as itself; else a SourceError that says who failed."""
-    seen: set[int] = set()
-    inner: Any = error
-    while inner is not None and id(inner) not in seen:
-        seen.add(id(inner))
-        if isinstance(inner, RaykdError):
-            base = next(c for c in type(inner).__mro__ if c.__module__ == "raykd.errors")
-            return base(str(inner.args[0]) if inner.args else str(inner))
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    text = str(error).strip().splitlines()
-    return SourceError(f"{who} failed: {type(error).__name__}: {text[-1] if text else ''}")
+def _part(name: str, replicas: list[Any], split: str, part: int, ref: Any, retries: int, timeout_s: float) -> Any:
+    for retry in range(1, retries + 2):
+        try:
+            return ray.get(ref, timeout=timeout_s)
+        except RayError as error:
+            if isinstance(error, RayTaskError) or retry > retries:
+                raise original(error, f"Measuring teacher {name!r}") from None
+            ref = replicas[(part + retry) % len(replicas)].accuracy.remote(split, part, len(replicas))
+    return None
 
 
 def _actor(job: Job, name: str, own_name: str) -> Any:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import threading
@@ -38,6 +40,7 @@ from raykd.schemes.offline import Setting, learn
 
 RESULT, JOB = "result.json", "job.json"
 POLL_S = 0.2
+RELEASE_S = 10.0
 
 
 def run(
@@ -65,12 +68,30 @@ def run(
     place = _folder(job, Path(folder) if folder else None, resume)
     _keep_job(job, place, resume)
     watcher = _Watcher(observer or Observer(), place)
-    with watcher.signals(), _backend(job):
+    with _locked(place), watcher.signals(), _backend(job):
         if job.launch.backend == "ray":
             from raykd.launch import cluster
 
             cluster.require_shared(place)
         return _tree("", job, place, watcher)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the run folder for this driver: two in one folder would write over each other's checkpoints.
+
+    Raises:
+        ConfigError: another driver holds it.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"Run folder {folder}: another raykd is running in it. Wait for it, or stop it first.") from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        yield
 
 
 def find_folder(job: Job) -> Path | None:
@@ -128,9 +149,10 @@ def _folder(job: Job, folder: Path | None, resume: bool) -> Path:
         if folder is None:
             raise ConfigError(f"Resume: no run of {job.name!r} in {job.runs!r}. Leave --resume out to start one.")
     if folder is None:
-        number = max((n for n, _ in _numbered(job)), default=0) + 1
-        folder = Path(job.runs) / f"{job.name}-{number:03d}"
+        return _new_folder(job)
     folder = folder.absolute()
+    if resume and not (folder / JOB).is_file():
+        raise ConfigError(f"Resume: expected a run folder with a {JOB}, got {folder}. Check the path, or leave --resume out.")
     if not resume and (folder / JOB).exists():
         raise ConfigError(f"Run folder {folder} holds a run already. Resume it with --resume {folder}, or name another folder.")
     try:
@@ -142,6 +164,20 @@ def _folder(job: Job, folder: Path | None, resume: bool) -> Path:
     return folder
 
 
+def _new_folder(job: Job) -> Path:
+    number = max((n for n, _ in _numbered(job)), default=0)
+    while True:
+        number += 1
+        folder = (Path(job.runs) / f"{job.name}-{number:03d}").absolute()
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # another run took the number
+            continue
+        except OSError as error:
+            raise ConfigError(f"Run folder {folder}: cannot be made ({error}). Set `runs` to a folder you may write.") from None
+
+
 def _numbered(job: Job) -> list[tuple[int, Path]]:
     places = Path(job.runs).glob(f"{job.name}-*") if Path(job.runs).is_dir() else []
     tails = [(p.name[len(job.name) + 1 :], p) for p in places]
@@ -149,7 +185,7 @@ def _numbered(job: Job) -> list[tuple[int, Path]]:
 
 
 def _keep_job(job: Job, folder: Path, resume: bool) -> None:
-    """Writes job.json, or on resume compares with it: only `launch` (but for workers and threads) and `runs` may differ."""
+    """Writes job.json, or on resume compares with it: only what says where it runs may differ."""
     if not (resume and (folder / JOB).exists()):
         try:
             write(job, folder / JOB)
@@ -159,11 +195,17 @@ def _keep_job(job: Job, folder: Path, resume: bool) -> None:
             ) from None
         return
     before, now = (_flat(to_dict(j)) for j in (resolve(read(folder / JOB)), job))
-    free = lambda p: p == "runs" or (".launch." in f".{p}" and not p.endswith((".workers", ".threads")))  # noqa: E731
-    changed = [p for p in sorted({*before, *now}) if before.get(p) != now.get(p) and not free(p)]
+    changed = [p for p in sorted({*before, *now}) if before.get(p) != now.get(p) and not _may_change(p)]
     if changed:
         shown = "; ".join(f"{p}: was {before.get(p)!r}, is {now.get(p)!r}" for p in changed[:6])
         raise ConfigError(f"Resume {folder}: the job has changed ({shown}). Change it back, or start a new run.")
+
+
+def _may_change(path: str) -> bool:
+    """Whether a setting says only where things run, not what comes out."""
+    place = re.search(r"(^|\.)teachers\.[^.]+\.(replicas|cpus|gpus|resources|max_restarts|placement)(\.|$)", path)
+    launch = ".launch." in f".{path}" and not path.endswith((".workers", ".threads", ".tf32", ".device"))
+    return path == "runs" or place is not None or launch
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -191,14 +233,17 @@ def _tree(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any
         return result
     folder.mkdir(parents=True, exist_ok=True)
     stages, places = {}, {}
-    for name, stage in job.stages.items():
+    for name, inner in job.stages.items():
+        here = dataclasses.replace(inner.launch, backend=job.launch.backend, address=job.launch.address)
+        stage = dataclasses.replace(inner, launch=here)
         places[name] = folder / "stages" / name
         stages[name] = _tree(_join(path, f"stages.{name}"), stage, places[name], watcher)
+    job = assembly.with_stage_weights(job, places)
     alone = None
     if job.baseline and job.losses:
         alone = _tree(_join(path, "baseline"), _alone(job), folder / "baseline", watcher)["student"]
     watcher.check()
-    result = _one(path, assembly.with_stage_weights(job, places), folder, watcher)
+    result = _one(path, job, folder, watcher)
     result |= {"baseline": alone, "stages": stages}
     part = folder / f".{RESULT}.{os.getpid()}"
     part.write_text(json.dumps(result, indent=2) + "\n")
@@ -257,7 +302,7 @@ def _local(
 
     def should_stop() -> bool:
         watcher.poll()
-        return asked()
+        return watcher.stopping or asked()
 
     return teachers, learn(0, 1, job, sources, Setting(plans, known, folder, should_stop))
 
@@ -265,9 +310,9 @@ def _local(
 def _on_ray(
     path: str, job: Job, plans: list[Plan], known: Facts, folder: Path, watcher: _Watcher
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    from raykd.launch import cluster, hosts, replicas
+    from raykd.launch import hosts, replicas
 
-    watcher.observer.note(f"Resources: {preflight.require(job, cluster.nodes()).text}.")
+    watcher.observer.note(f"Resources: {_fitted(job).text}.")
     handles = replicas.start(job, plans, known)
     try:
         watcher.check()
@@ -275,7 +320,7 @@ def _on_ray(
         teachers = {}
         for name, spec in job.teachers.items():
             if name in handles:
-                found = replicas.accuracy(handles[name], split, 20 * job.launch.request_timeout_s)
+                found = replicas.accuracy(name, handles[name], split, job.launch.retries, job.launch.start_timeout_s)
                 teachers[name] = _measured(path, spec, name, found, _parameters(spec, known), watcher)
             else:
                 teacher = assembly.make_teacher(job, name, plans, known)
@@ -293,6 +338,21 @@ def _on_ray(
     if not learned.exists():
         raise Interrupted(f"The workers ended before the training did. Resume with --resume {watcher.root}.")
     return teachers, json.loads(learned.read_text())
+
+
+def _fitted(job: Job) -> preflight.Verdict:
+    """The pre-flight's verdict. What an earlier run or stage has just given back may take seconds to show as free.
+
+    Raises:
+        ResourceError: the job does not fit.
+    """
+    from raykd.launch import cluster
+
+    preflight.require(job, cluster.nodes(free=False))
+    deadline = time.monotonic() + RELEASE_S
+    while not preflight.fit(preflight.needs(job), cluster.nodes()).fits and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return preflight.require(job, cluster.nodes())
 
 
 def _teacher_split(job: Job) -> str:

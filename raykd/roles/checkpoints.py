@@ -40,7 +40,10 @@ def save(
     place = folder / f"step-{step:08d}"
     place.mkdir(parents=True, exist_ok=True)
     part = place / f".rank-{rank}.{os.getpid()}"
-    torch.save(dict(state), part)
+    with part.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, place / f"rank-{rank}.pt")
     barrier()
     if rank == 0:

@@ -150,4 +150,4 @@ def average_buffers(model: nn.Module) -> None:
         return
     for buffer in model.buffers():
         if buffer.is_floating_point():
-            all_sum(buffer).div_(count)
+            buffer.copy_(all_sum(buffer.double()).div_(count))  # in float64: equal statistics stay as they are

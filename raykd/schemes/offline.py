@@ -245,11 +245,15 @@ class _Run:
 def ahead(batches: Iterable[Batch], sources: Mapping[str, Source]) -> Iterator[tuple[Batch, dict[str, Signals], float]]:
     """Keeps each source's window of requests in flight and yields (batch, signals by teacher, seconds waited) in order."""
     queue: deque[tuple[Batch, dict[str, Pending]]] = deque()
-    window = max((source.window for source in sources.values()), default=1)
     stream = iter(batches)
     while True:
-        while len(queue) < window and (batch := next(stream, None)) is not None:
-            queue.append((batch, {name: source.request(batch) for name, source in sources.items()}))
+        widest = max((source.window for source in sources.values()), default=1)
+        while len(queue) < widest and (batch := next(stream, None)) is not None:
+            queue.append((batch, {}))
+        for place, (batch, asked) in enumerate(queue):
+            for name, source in sources.items():
+                if name not in asked and place < source.window:
+                    asked[name] = source.request(batch)
         if not queue:
             return
         batch, pending = queue.popleft()

@@ -95,7 +95,12 @@ def test_the_same_file_goes_through_job_submit(head, real_data, tmp_path):
         *inner,
     ]
     environment = os.environ | {"RAY_AUTH_MODE": "token"}  # as the README says: `ray job submit` does not look for the token
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(2)  # the head is still starting
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert "succeeded" in (done.stdout + done.stderr)
     result = json.loads((tmp_path / "runs" / "cifar10-short-001" / "result.json").read_text())
