@@ -200,7 +200,7 @@ class Training:
     eval_every: Count = 1  # epochs
     checkpoint_every: Natural = 0  # steps; 0: every epoch
     keep_checkpoints: Count = 2
-    grad_norms_every: Natural = 50  # steps between measurements of each term's gradient norm; 0: first step only
+    grad_norms_every: Natural = 200  # steps between measurements of each term's gradient norm; 0: first step only
     sync_batchnorm: bool = False
     evaluate: Literal["student", "ema"] = "student"
 

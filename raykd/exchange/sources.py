@@ -86,7 +86,7 @@ class Done:
 
 
 class InlineSource:
-    """A teacher in this process; nothing is copied but for lossy codecs, which apply here as everywhere."""
+    """A teacher in this process; signals pass through their codec here as everywhere."""
 
     window = 1
 

@@ -258,6 +258,7 @@ def _signals(
             shape = tuple(seen[name][signal.key].shape[1:])
             size = codecs.bytes_per_sample(shape, codec, signal.kind == "logits")
             found.signals.append(SignalLine(name, signal.key, shape, spec.codec, size))
+    found.notes += _notes(job, known, built)
     if any(signals is None for signals in seen.values()):
         return
     classes = seen["student"]["logits"].shape[-1]
@@ -272,3 +273,31 @@ def _signals(
             found.connectors[plan.label] = bound[0]
         if bound[1] and job.training.accumulate > 1:
             collect.add([f"training.accumulate: {plan.name} couples the whole batch, which accumulation splits. Set it to 1."])
+
+
+def _notes(job: Job, known: Facts, built: dict[str, shapes.Model]) -> list[str]:
+    """Where the result is not the same bit for bit wherever the job runs, and what a setting costs elsewhere."""
+    found = []
+    networks: dict[str, Network] = {"student": job.student, **job.teachers}
+    half = [name for name, spec in networks.items() if spec.dtype == "bfloat16"]
+    if half:
+        found.append(f"{', '.join(half)} in bfloat16: the same within tolerance wherever they run, not bit for bit.")
+    if job.launch.gpus or any(t.gpus for t in job.teachers.values()):
+        found.append("GPUs: kernels choose their own order of addition; the same within tolerance, not bit for bit.")
+    norms = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in built["student"].module.modules())
+    if job.launch.workers > 1 and norms and not job.training.sync_batchnorm:
+        found.append(
+            f"{job.launch.workers} workers: each one's batch norm sees its own share of the batch, so another number of workers "
+            "is another result. Statistics are averaged before each evaluation."
+        )
+    for name, teacher in job.teachers.items():
+        if teacher.codec != "dense":
+            found.append(f"teachers.{name}: signals arrive within the error of {teacher.codec}; the largest is in the result.")
+        if teacher.inputs == "recipe" and teacher.placement == "pool":
+            size = (job.training.batch_size or 1) // job.launch.workers
+            image = known.shape[0] * known.shape[1] * known.shape[2]
+            found.append(
+                f"teachers.{name}: recipes send 12 bytes a sample instead of {image:,}; its replicas read and augment {size} "
+                "images a request themselves, and decode the training set once on each node."
+            )
+    return found

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 
 from raykd.errors import DataError
 
+VISIBLE_S = 30.0
 FOLDER = re.compile(r"step-(\d{8,})")
 
 
@@ -64,17 +66,26 @@ def committed(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def load(folder: Path, rank: int, world: int) -> dict[str, Any] | None:
-    """This rank's state from the newest committed checkpoint; None where there is none.
+def newest(folder: Path) -> int | None:
+    """Step of the newest committed checkpoint; None where there is none."""
+    found = committed(folder)
+    return found[-1][0] if found else None
+
+
+def load(folder: Path, step: int, rank: int, world: int) -> dict[str, Any]:
+    """This rank's state at a committed step, which all ranks have agreed on.
 
     Raises:
-        DataError: the checkpoint was written by another number of workers, or its file is damaged.
+        DataError: the checkpoint was written by another number of workers, its file is damaged, or this node cannot see it.
     """
-    found = committed(folder)
-    if not found:
-        return None
-    place = found[-1][1]
-    saved = json.loads((place / "COMMIT").read_text())["world"]
+    place = folder / f"step-{step:08d}"
+    deadline = time.monotonic() + VISIBLE_S
+    while not (place / "COMMIT").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)  # a network file system may show it late
+    try:
+        saved = json.loads((place / "COMMIT").read_text())["world"]
+    except OSError as error:
+        raise DataError(f"Checkpoint {place}: expected a committed one, got {error}. Do all nodes see this folder?") from None
     if saved != world:
         raise DataError(
             f"Checkpoint {place}: expected {world} workers, got one written by {saved}. Resume with launch.workers={saved}; "

@@ -38,6 +38,7 @@ from raykd.roles.evaluator import Accuracy, evaluate
 from raykd.roles.learner import Learner
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts, pick_device
+from raykd.roles.optimisation import world_size
 from raykd.roles.recorder import Recorder, read
 from raykd.roles.teacher import check_finite
 from raykd.signals import Signals
@@ -66,7 +67,7 @@ def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], settin
         setting: the connected losses, facts of the data, the run folder.
 
     Returns:
-        The run's result (equal on all ranks): accuracies, steps, seconds.
+        The run's result: accuracies, steps and seconds since the last start; `best` on rank 0 only.
 
     Raises:
         Interrupted: a stop was asked for; a checkpoint was written. DivergenceError, SourceError: as their docs say.
@@ -81,9 +82,10 @@ def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], settin
     learner = Learner(job, setting.plans, setting.facts, labels, device, order.steps_per_epoch, rank)
     first = make_batch(train, order.indices(0, 0), job.data.augmentation, job.seed, 0)
     _bind(learner, first | recipe(first, 0), sources)
-    state = checkpoints.load(setting.folder / "checkpoints", rank, world)
-    if state is not None:
-        learner.load_state(state)
+    places = setting.folder / "checkpoints"
+    step = _of_rank_0(checkpoints.newest(places))
+    if step is not None:
+        learner.load_state(checkpoints.load(places, step, rank, world))
     recorder = Recorder(setting.folder / "metrics.jsonl", learner.step_count) if rank == 0 else None
     try:
         return _Run(rank, world, job, sources, setting, train, order, learner, recorder).all()
@@ -118,11 +120,14 @@ class _Run:
     learner: Learner
     recorder: Recorder | None
     last: Accuracy | None = None
+    best: Mapping[str, Any] | None = None  # of rank 0
 
     def all(self) -> dict[str, Any]:
         """All epochs, evaluation, export."""
         training, launch = self.job.training, self.job.launch
         started, first = time.time(), self.learner.step_count
+        past = read(self.setting.folder / "metrics.jsonl", "eval") if self.rank == 0 else []
+        self.best = max(past, key=lambda r: r["top1"], default=None)
         last_step = self.order.steps_per_epoch * (training.epochs or 1)
         if training.max_steps is not None:
             last_step = min(last_step, training.max_steps)
@@ -188,9 +193,10 @@ class _Run:
     def _evaluate(self, epoch: int) -> None:
         accuracy = self.last = self._accuracy("eval")
         if self.recorder is not None and accuracy is not None:
-            best = self._best()
-            self.recorder.write("eval", self.learner.step_count, epoch=epoch, **_as_dict(accuracy))
-            if best is None or accuracy.top1 > best["top1"]:
+            record = {"epoch": epoch, **_as_dict(accuracy)}
+            self.recorder.write("eval", self.learner.step_count, **record)
+            if self.best is None or accuracy.top1 > self.best["top1"]:
+                self.best = record
                 self._export("student_best.safetensors")
 
     def _accuracy(self, split: str) -> Accuracy | None:
@@ -204,10 +210,6 @@ class _Run:
         if model is self.learner.student:
             return evaluate(lambda x: tapped(x)["logits"], batches)
         return evaluate(lambda x: model(tapped.inputs(x)), batches)
-
-    def _best(self) -> Mapping[str, Any] | None:
-        found = read(self.setting.folder / "metrics.jsonl", "eval")
-        return max(found, key=lambda r: r["top1"], default=None)
 
     def _export(self, name: str) -> None:
         model = self.learner.evaluated_model()
@@ -233,11 +235,11 @@ class _Run:
             "steps_this_time": steps,
             "last": _as_dict(last) if last else None,
             "test": _as_dict(test) if test else None,
-            "exchange": {name: vars(source.stats) for name, source in self.sources.items()},
+            "exchange": _exchanged(self.sources),
         }
         if self.rank == 0:
             self._export("student.safetensors")
-            best = self._best()
+            best = self.best
             result["best"] = {k: best[k] for k in ("top1", "top5", "count", "epoch")} if best else None
         return result
 
@@ -263,8 +265,32 @@ def ahead(batches: Iterable[Batch], sources: Mapping[str, Source]) -> Iterator[t
 
 
 def _barrier() -> None:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if world_size() > 1:
         dist.barrier()
+
+
+def _of_rank_0(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if world_size() > 1:
+        box = [value]
+        dist.broadcast_object_list(box, 0)
+        value = box[0]
+    return value
+
+
+def _exchanged(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
+    """What the sources of all workers have done since the last start: sums, and the largest codec errors."""
+    own = {name: vars(source.stats) for name, source in sources.items()}
+    if world_size() == 1:
+        return own
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, own)
+    found: dict[str, dict[str, Any]] = {}
+    for name, stats in own.items():
+        found[name] = {key: sum(other[name][key] for other in everyone) for key in stats if key != "errors"}
+        errors = [other[name]["errors"] for other in everyone]
+        found[name]["errors"] = {key: max(e.get(key, 0.0) for e in errors) for e in errors for key in e}
+    return found
 
 
 def _as_dict(accuracy: Accuracy) -> dict[str, Any]:

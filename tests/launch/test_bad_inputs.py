@@ -349,7 +349,7 @@ def test_a_diverging_loss(root, tmp_path):
     text = fails(DivergenceError, job, tmp_path, "Step ", "not finite", "kd ", "ce ", "checkpoint is intact")
     found = checkpoints.committed(tmp_path / "checkpoints")
     assert f"Step {found[-1][0]}:" in text
-    state = checkpoints.load(tmp_path / "checkpoints", 0, 1)
+    state = checkpoints.load(tmp_path / "checkpoints", found[-1][0], 0, 1)
     assert all(bool(torch.isfinite(v).all()) for v in state["optimizer"]["state"][0].values() if isinstance(v, torch.Tensor))
     assert fails(DivergenceError, job, tmp_path, resume=True) == text
     assert checkpoints.committed(tmp_path / "checkpoints") == found

@@ -99,6 +99,6 @@ def rank(number, rendezvous, results):
     }
     folder = results / "checkpoints"
     checkpoints.save(folder, 5, number, 2, {"rank": number}, dist.barrier, keep=1)
-    found["loaded"] = checkpoints.load(folder, number, 2)
+    found["loaded"] = checkpoints.load(folder, checkpoints.newest(folder), number, 2)
     torch.save(found, results / f"{number}.pt")
     dist.destroy_process_group()

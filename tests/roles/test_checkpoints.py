@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raykd.errors import DataError
-from raykd.roles.checkpoints import committed, load, save
+from raykd.roles.checkpoints import committed, load, newest, save
 
 
 def write(folder, step, *, world=1, keep=9, barrier=lambda: None):
@@ -20,14 +20,14 @@ def steps(folder):
 
 
 def test_no_checkpoint_at_all(tmp_path):
-    assert load(tmp_path / "nothing", 0, 1) is None
+    assert newest(tmp_path / "nothing") is None
     assert committed(tmp_path / "nothing") == []
 
 
 def test_each_rank_reads_what_it_wrote(tmp_path):
     write(tmp_path, 7, world=3)
     for rank in range(3):
-        state = load(tmp_path, rank, 3)
+        state = load(tmp_path, newest(tmp_path), rank, 3)
         assert (state["step"], state["rank"], state["x"].tolist()) == (7, rank, [7.0, 7.0])
     assert sorted(p.name for p in (tmp_path / "step-00000007").iterdir()) == ["COMMIT", "rank-0.pt", "rank-1.pt", "rank-2.pt"]
     assert json.loads((tmp_path / "step-00000007" / "COMMIT").read_text()) == {"step": 7, "world": 3}
@@ -37,7 +37,7 @@ def test_the_newest_counts(tmp_path):
     for step in (5, 100_000_000, 30):
         write(tmp_path, step)
     assert steps(tmp_path) == [5, 30, 100_000_000]
-    assert load(tmp_path, 0, 1)["step"] == 100_000_000
+    assert load(tmp_path, newest(tmp_path), 0, 1)["step"] == 100_000_000
 
 
 def test_a_torn_folder_does_not_count(tmp_path):
@@ -53,7 +53,7 @@ def test_a_torn_folder_does_not_count(tmp_path):
         write(tmp_path, 10, barrier=die)
     assert (tmp_path / "step-00000010" / "rank-0.pt").exists()
     assert steps(tmp_path) == [5]
-    assert load(tmp_path, 0, 1)["step"] == 5
+    assert load(tmp_path, newest(tmp_path), 0, 1)["step"] == 5
     write(tmp_path, 10)
     assert steps(tmp_path) == [5, 10]
 
@@ -78,7 +78,7 @@ def test_old_ones_go_and_torn_ones_do_not_count_as_kept(tmp_path, keep):
 def test_another_number_of_workers_is_refused(tmp_path):
     write(tmp_path, 5, world=2)
     with pytest.raises(DataError, match=r"expected 1 workers, got one written by 2\. Resume with launch\.workers=2"):
-        load(tmp_path, 0, 1)
+        load(tmp_path, newest(tmp_path), 0, 1)
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "gone", "code"])
@@ -92,7 +92,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     else:
         path.write_bytes(path.read_bytes()[:100] if damage == "cut" else b"nonsense")
     with pytest.raises(DataError, match=r"step-00000005/rank-0\.pt is damaged \(\w+\)\. Delete that folder"):
-        load(tmp_path, 0, 1)
+        load(tmp_path, newest(tmp_path), 0, 1)
 
 
 def test_stray_files_are_no_checkpoints(tmp_path):
