@@ -11,7 +11,7 @@ from benchmarks.gate import Segment
 
 WARM_UP = 2  # first steps of a segment, not counted
 MOST_STOLEN = 0.02  # above it no goal is judged
-RARE_BY_DEFAULT = 50  # steps between two measurements of gradient norms: training.grad_norms_every
+RARE_BY_DEFAULT = 200  # steps between two measurements of gradient norms: training.grad_norms_every
 
 
 @dataclass(frozen=True)

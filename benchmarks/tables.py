@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.measure import MOST_STOLEN
+from benchmarks.measure import MOST_STOLEN, RARE_BY_DEFAULT
 
 LABELS = {
     "student": "student only",
@@ -72,7 +72,9 @@ def notes(found: Findings) -> list[str]:
         )
     if found.get("grad_norms_ms"):
         shown = ", ".join(f"{LABELS[n]} {ms:.1f}" for n, ms in found["grad_norms_ms"].items())
-        lines.append(f"of raykd's ms a step, for measuring gradient norms every 50 steps, spread over them: {shown}")
+        lines.append(
+            f"of raykd's ms a step, for measuring gradient norms every {RARE_BY_DEFAULT} steps, spread over them: {shown}"
+        )
     return lines + [f"not run: {LABELS.get(name, name)}: {why}" for name, why in found.get("skipped", {}).items()]
 
 

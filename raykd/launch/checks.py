@@ -287,8 +287,8 @@ def _notes(job: Job, known: Facts, built: dict[str, shapes.Model]) -> list[str]:
     norms = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in built["student"].module.modules())
     if job.launch.workers > 1 and norms and not job.training.sync_batchnorm:
         found.append(
-            f"{job.launch.workers} workers: each one's batch norm sees its own share of the batch, so another number of workers "
-            "is another result. Statistics are averaged before each evaluation."
+            f"{job.launch.workers} workers: each one's batch norm sees its own share of the batch, so another number of "
+            "workers is another result. Statistics are averaged before each evaluation."
         )
     for name, teacher in job.teachers.items():
         if teacher.codec != "dense":
