@@ -29,7 +29,13 @@ def head(tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     port, dashboard = free_port(), free_port()
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=4"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--min-worker-port=0", "--max-worker-port=0"]
+    command += [
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={free_port()}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+    ]
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
     log = (elsewhere / "head.log").open("w")
     process = subprocess.Popen(command, cwd=elsewhere, env=environment, stdout=log, stderr=log, start_new_session=True)
