@@ -16,6 +16,7 @@ from raykd.config import Job, Loss
 from raykd.data.keys import derive, torch_generator
 from raykd.errors import ConfigError, RaykdError, SignalError, near, told
 from raykd.roles.network import Facts
+from raykd.roles.optimisation import world_size
 from raykd.signals import Signal, Signals, Wire, wires
 
 Layers = Mapping[str, list[str]]
@@ -175,6 +176,8 @@ class BoundLoss(nn.Module):
         except RaykdError:
             raise
         except Exception as error:
+            if isinstance(error, RuntimeError) and world_size() > 1:  # another worker may have gone: the host starts anew
+                raise
             raise SignalError(
                 f"losses.{self.plan.name}: {self.plan.method.slug} failed with {told(error, str(self.plan.method.path))}."
             ) from error

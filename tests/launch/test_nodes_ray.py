@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_teachers_node_dies_in_mid_epoch(real_data, tmp_path):
     command = [sys.executable, "-m", "tests.launch.two_nodes", str(real_data), str(tmp_path / "nodes")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -104,7 +104,7 @@ def test_a_killed_member_of_an_actor_group_recovers(real_data, tmp_path, ray_clu
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("host", ["train", "actors"])
+@pytest.mark.parametrize("host", ["train", pytest.param("actors", marks=pytest.mark.slow)])
 def test_two_workers_equal_one_with_the_whole_batch(host, real_data, tmp_path, ray_cluster):
     go(mlp(real_data), tmp_path / "one")
     go(mlp(real_data, **{"launch.backend": "ray", "launch.workers": 2, "launch.host": host}), tmp_path / "two")
