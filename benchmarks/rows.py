@@ -73,7 +73,7 @@ def pool(scene: Scene, gate: Gate) -> Found:
     started: dict[str, list[Any]] = {}
 
     def sources(j: Job, plans: Any, known: Any) -> Mapping[str, Source]:
-        started.update(replicas.start(j, plans, known))
+        started.update(replicas.start(j, known))
         found = hosts.sources(j, plans, known, started)
         gate.probe = lambda: {
             "teacher_cpu_s": sum(ray.get([h.__ray_call__.remote(cpu_s) for h in started["big"]], timeout=60)),
@@ -111,8 +111,11 @@ def cpu_s(_: Any) -> float:
 
 
 def _learn(scene: Scene, placement: str | None, gate: Callable[[], bool], sources: Sources) -> Found:
+    return learn_gated(job(scene, placement), scene, gate, sources)
+
+
+def learn_gated(chosen: Job, scene: Scene, gate: Callable[[], bool], sources: Sources) -> Found:
     """raykd's own `learn`, paused between segments by its question whether to stop, which it asks once a step."""
-    chosen = job(scene, placement)
     known = assembly.facts(chosen)
     plans = assembly.connect(chosen, known)
     with tempfile.TemporaryDirectory(dir=scene.scratch) as place:
@@ -149,7 +152,7 @@ def agreement(scene: Scene, steps: int = 4) -> float:
     worst = 0.0
     with Loader(train, order, chosen.data.augmentation) as loader:
         for step, batch in zip(range(steps), loader):
-            signals = {"big": source.request(batch).result()}
+            signals = source.request(batch).result()
             if step == 0:
                 learner.bind(batch, signals)
             theirs = float(plain.kd_step(scene, twin, teacher, sgd, normalise(batch["images"]), batch["labels"]))

@@ -7,6 +7,7 @@ All processes start once; a row of the table uses some of them. In each row the 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import statistics
 import time
@@ -141,22 +142,27 @@ def _group(rows: list[Row], pupils: list[Any], steps: int, bandwidth: float) -> 
     job = _job(rows[0], max(row.replicas for row in rows))
     known = assembly.facts(job)
     plans = assembly.connect(job, known)
-    handles = replicas.start(job, plans, known)
+    handles = replicas.start(job, known)
     try:
         for row in rows:
             students, teachers = pupils[: row.students], handles["big"][: row.replicas]
             everyone = partial(_everywhere, teachers)
             everyone(prepare, row.teacher_s)
-            source = hosts.sources(job, plans, known, {"big": teachers})["big"]
-            source.window = max(WINDOW, 2 * row.replicas // row.students)  # a run of its own would ask for 2 * replicas
+            sources = [_source(hosts.sources(job, plans, known, {"big": teachers})["big"], row, i) for i in range(row.students)]
             alone = ray.get([p.alone.remote(steps) for p in students], timeout=120)
             before = everyone(spent)
-            taught = ray.get([p.taught.remote(steps, source) for p in students], timeout=300)
+            taught = ray.get([p.taught.remote(steps, source) for p, source in zip(students, sources)], timeout=300)
             process, normalising = (sum(b) - sum(a) for a, b in zip(zip(*before), zip(*everyone(spent))))
-            answered = len(students) * (WARM_UP + steps + source.window)
+            answered = len(students) * (WARM_UP + steps + sources[0].window)
             yield _result(row, alone, taught, process / answered, normalising / answered, bandwidth)
     finally:
         replicas.stop(handles)
+
+
+def _source(source: Any, row: Row, rank: int) -> Any:
+    """A student's own pool client, as a worker of a run with as many students would have it."""
+    window = max(WINDOW, 2 * row.replicas // row.students)  # a run of its own would ask for 2 * replicas
+    return dataclasses.replace(source, window=window, first=rank * row.replicas // row.students)
 
 
 def _everywhere(replicas: list[Any], call: Any, *arguments: Any) -> list[Any]:
@@ -168,7 +174,7 @@ def _everywhere(replicas: list[Any], call: Any, *arguments: Any) -> list[Any]:
 
 def prepare(replica: Any, seconds: float) -> None:
     """In a replica: sets the length of the sleep, and from now on counts CPU seconds spent on normalising images."""
-    tapped = replica._teacher.tapped
+    tapped = replica._committee.teachers["big"].tapped
     tapped.model.seconds, tapped.normalising_s = seconds, 0.0
     plain = type(tapped).inputs
 
@@ -183,7 +189,7 @@ def prepare(replica: Any, seconds: float) -> None:
 
 def spent(replica: Any) -> tuple[float, float]:
     """In a replica: CPU seconds of the process, and of normalising: work that a device would do."""
-    return time.process_time(), replica._teacher.tapped.normalising_s
+    return time.process_time(), replica._committee.teachers["big"].tapped.normalising_s
 
 
 def bytes_a_second() -> float:

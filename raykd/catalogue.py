@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from raykd.errors import ConfigError, near
-from raykd.signals import BASE_KINDS, PLAIN_NAMES, Derived, parse, takes_layer
+from raykd.signals import BASE_KINDS, PLAIN_NAMES, VIEWS, Derived, parse, takes_layer
 
 PACKAGE = Path(__file__).parent
 RESERVED = ("weight", "ce_weight", "schedule")
@@ -58,6 +58,26 @@ class Method:
     module: str
     attribute: str
     accepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def teacher_role(self) -> str | None:
+        """`teacher` if the loss is of one teacher, `teachers` if it takes lists of several, None if it listens to none.
+
+        Raises:
+            ConfigError: it names both.
+        """
+        roles = {
+            role
+            for p in self.parameters
+            if p not in PLAIN_NAMES
+            for role in ("teacher", "teachers")
+            if p.startswith(role + "_")
+        }
+        if len(roles) > 1:
+            raise ConfigError(
+                f"Method {self.slug!r}: expected signals of `teacher_` or of `teachers_`, got both. Use `teachers_`."
+            )
+        return roles.pop() if roles else None
 
     def defaults(self) -> dict[str, Any]:
         """The options' defaults."""
@@ -110,6 +130,19 @@ def _derived_nodes() -> list[ast.FunctionDef]:
     """Functions of parts/derived.py whose first parameter is a signal."""
     functions = [n for n in _syntax(PACKAGE / "parts" / "derived.py").body if isinstance(n, ast.FunctionDef)]
     return [n for n in functions if n.args.args and n.args.args[0].arg in BASE_KINDS and not n.name.startswith("_")]
+
+
+@cache
+def views() -> dict[str, tuple[str, ...]]:
+    """The views of a teacher's forward: name -> names of their options."""
+    return {name: tuple(a.arg for a in node.args.kwonlyargs) for name, node in _view_nodes().items()}
+
+
+@cache
+def _view_nodes() -> dict[str, ast.FunctionDef]:
+    """The functions that declare views: `raykd/models/<view>.py` holds one of its name."""
+    bodies = {view: _syntax(PACKAGE / "models" / f"{view}.py").body for view in VIEWS}
+    return {v: n for v, body in bodies.items() for n in body if isinstance(n, ast.FunctionDef) and n.name == v}
 
 
 def _files() -> dict[str, Path]:
@@ -170,10 +203,11 @@ def _parse(slug: str, path: Path, module: str, attribute: str) -> Method:
 
 
 def _derived_from(parameters: tuple[str, ...]) -> list[ast.FunctionDef]:
-    """The derived signals among a loss's parameters: their options are options of the loss."""
+    """The derived signals and views among a loss's parameters: their options are options of the loss."""
     nodes = {node.name: node for node in _derived_nodes()}
-    kinds = [parsed.kind for p in parameters if p not in PLAIN_NAMES and (parsed := parse(p, nodes)) is not None]
-    return [nodes[kind] for kind in dict.fromkeys(kinds) if kind in nodes]
+    found = [parsed for p in parameters if p not in PLAIN_NAMES and (parsed := parse(p, nodes)) is not None]
+    kinds = [nodes[kind] for kind in dict.fromkeys(p.kind for p in found) if kind in nodes]
+    return kinds + [_view_nodes()[view] for view in dict.fromkeys(p.view for p in found) if view in VIEWS]
 
 
 def _reads_layers(parameters: tuple[str, ...]) -> bool:

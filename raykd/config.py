@@ -96,11 +96,13 @@ class Data:
     cache: Literal["disk", "memory", "none"] = "disk"  # decoded uint8 images
     limit: Count | None = None  # first n training images
     per_class: Count | None = None  # k training images of each class
+    holdout: Share = 0.0  # share of the training images, of each class alike, that is not learnt from: the split `holdout`
     eval_limit: Count | None = None
     noisy_labels: bool = False  # replace training labels by uniform noise (a control: does the teacher teach?)
     download: bool = False
     normalise: str | Stats | None = None  # preset name, or (mean, std) a channel in [0, 1]
     augmentation: Augmentation = Augmentation()
+    augmentation_epochs: Count | None = None  # epoch e sees the views of epoch e modulo this; None: new views in every epoch
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Teacher(Network):
     """A frozen model that answers requests for signals."""
 
     __pydantic_config__ = STRICT
-    placement: Literal["pool", "inline"] = "pool"
+    placement: Literal["pool", "inline", "store"] = "pool"
     replicas: Count = 1
     cpus: NonNegative = 0.5  # CPUs each replica reserves
     gpus: NonNegative = 0.0
@@ -133,6 +135,11 @@ class Teacher(Network):
     inputs: Literal["pixels", "recipe"] = "pixels"
     weight: NonNegative = 1.0  # share in losses that listen to several teachers
     max_restarts: int = 3  # Ray restarts a dead replica this often; -1 is always
+    actor: str | None = None  # pooled teachers of one actor name share its replicas; what they aggregate travels as one tensor
+    on_loss: Literal["stop", "drop"] = "stop"  # when no replica is left: end resumable, or go on with the other teachers
+    label_map: tuple[Natural, ...] | None = None  # the student's class of each of this teacher's classes; None: the same
+    store: str | None = None  # folder of kept outputs that placement="store" reads
+    fill: Literal["none", "pool", "inline"] = "none"  # who answers for rows the store has not: nobody, or the live teacher there
 
 
 @dataclass(frozen=True)
@@ -150,12 +157,15 @@ class Loss:
         method: slug of the catalogue, or `package.module:my_loss`.
         layers: layers it reads, the same names for both models, or {"student": (...), "teacher": (...)}; None: the method's.
         teachers: names of the teachers it listens to; empty: all.
+        aggregate: how a loss of one teacher's logits hears several at once (see `raykd list aggregators`); None: one loss a
+            teacher, shared out by their weights.
         options: the method's hyper-parameters, `weight`, `ce_weight` and `schedule` among them; unset ones are the paper's.
     """
 
     method: str
     layers: tuple[str, ...] | Mapping[str, tuple[str, ...]] | None = None
     teachers: tuple[str, ...] = ()
+    aggregate: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __init__(
@@ -164,11 +174,13 @@ class Loss:
         *,
         layers: tuple[str, ...] | Mapping[str, tuple[str, ...]] | str | None = None,
         teachers: tuple[str, ...] | str = (),
+        aggregate: str | None = None,
         **options: Any,
     ) -> None:
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "layers", _layers(layers))
         object.__setattr__(self, "teachers", (teachers,) if isinstance(teachers, str) else tuple(teachers))
+        object.__setattr__(self, "aggregate", aggregate)
         object.__setattr__(self, "options", dict(options))
 
 

@@ -9,6 +9,7 @@
     ├── ResourceError (ValueError)    the cluster cannot hold the job
     ├── DivergenceError               a loss stopped being finite; the last checkpoint is intact
     ├── SourceError                   a teacher, peer or store did not answer
+    │   └── LostError                 none of its replicas is left
     └── Interrupted                   Ctrl-C, SIGTERM or job stop; the run is resumable
 
 Messages read `<what>: expected <wanted>, got <actual> (<where>). <what to do>.` An error holds one positional message,
@@ -63,6 +64,10 @@ class DivergenceError(RaykdError):
 
 class SourceError(RaykdError):
     """A teacher, peer or store did not answer."""
+
+
+class LostError(SourceError):
+    """None of a teacher's replicas is left, or comes back."""
 
 
 class Interrupted(RaykdError):

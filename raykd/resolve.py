@@ -58,6 +58,7 @@ def to_dict(value: Any) -> Any:
         head: dict[str, Any] = {"method": value.method}
         head |= {"layers": to_dict(value.layers)} if value.layers is not None else {}
         head |= {"teachers": list(value.teachers)} if value.teachers else {}
+        head |= {"aggregate": value.aggregate} if value.aggregate is not None else {}
         return head | to_dict(value.options)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -131,16 +132,13 @@ def _loss_faults(path: str, loss: Loss, method: catalogue.Method, job: Job) -> l
     for teacher in loss.teachers:
         if teacher not in job.teachers:
             faults.append(f"{path}.teachers: no teacher {teacher!r} in this job. {near(teacher, job.teachers)}")
-    return faults + _layer_faults(path, loss.layers)
+    return faults + _layer_faults(path, loss.layers, tuple(job.teachers))
 
 
-def _layer_faults(path: str, layers: Any) -> list[str]:
+def _layer_faults(path: str, layers: Any, teachers: tuple[str, ...]) -> list[str]:
     roles = layers if isinstance(layers, Mapping) else {"student": layers or ()}
-    faults = [
-        f"{path}.layers: no role {role!r}. {near(role, ('student', 'teacher'))}"
-        for role in roles
-        if role not in ("student", "teacher")
-    ]
+    known = ("student", "teacher", *teachers)
+    faults = [f"{path}.layers: no role {role!r}. {near(role, known)}" for role in roles if role not in known]
     bad = [name for names in roles.values() for name in names if not isinstance(name, str) or not name]
     return faults + [f"{path}.layers: expected names of layers, got {name!r}." for name in bad]
 
@@ -183,7 +181,7 @@ def resolve(job: Job) -> Job:
     Raises:
         JobFaults: as `validate`; also losses that disagree on `ce_weight` where the job does not set it.
     """
-    job = validate(job)
+    job = expand(validate(job))
     training = resolve_training(job.training)
     losses = {name: _resolve_loss(loss) for name, loss in job.losses.items()}
     ce_weights = {loss.options["ce_weight"] for loss in losses.values()}
@@ -205,6 +203,25 @@ def resolve(job: Job) -> Job:
     )
 
 
+def expand(job: Job) -> Job:
+    """The job with the stages that its methods run before it (`stages` of a method's file).
+
+    Raises:
+        JobFaults: a method cannot make its stages of these options.
+    """
+    for name, loss in job.losses.items():
+        method = catalogue.method(loss.method)
+        if "stages" in method.hooks:
+            try:
+                job = method.imported().stages(job, name)
+            except JobFaults:
+                raise
+            except RaykdError as error:
+                place = f"losses.{name}."
+                raise JobFaults.of([place + str(error).removeprefix(place)]) from None
+    return job
+
+
 def resolve_training(training: Training) -> Training:
     """Fills the fields left None from the recipe; its milestones are scaled to another number of epochs."""
     recipe = dict(RECIPES[training.recipe])
@@ -218,7 +235,9 @@ def resolve_training(training: Training) -> Training:
 def _resolve_loss(loss: Loss) -> Loss:
     method = catalogue.method(loss.method)
     options = {"weight": 1.0, "ce_weight": 1.0, "schedule": "constant"} | method.defaults() | dict(loss.options)
-    return Loss(loss.method, layers=loss.layers or method.layers or None, teachers=loss.teachers, **options)
+    return Loss(
+        loss.method, layers=loss.layers or method.layers or None, teachers=loss.teachers, aggregate=loss.aggregate, **options
+    )
 
 
 def _resolve_weights(spec: N, data: Data) -> N:
@@ -249,7 +268,7 @@ def set_paths(job: Job, settings: Mapping[str, Any]) -> Job:
     data = to_dict(job)
     faults = []
     for path, value in settings.items():
-        fault = _set(data, path, _literal(value))
+        fault = _set(data, path, to_dict(_literal(value)))
         if fault:
             faults.append(fault)
     if faults:

@@ -26,8 +26,12 @@ BASE_KINDS = ("logits", "feature", "embedding", "input_grad")
 # Values a loss may ask for beside signals: fields of the batch, keyed randomness, facts of the training set, time.
 FIELDS = ("images", "labels", "sample_index", "mask")
 FACTS = ("num_samples", "num_classes", "dataset_labels")
+CLASSES = "teachers_classes"  # a list: the student's class of each class of each teacher, [c] int64
 TIME = ("epoch", "step")
-PLAIN_NAMES = (*FIELDS, "generator", *FACTS, *TIME)
+PLAIN_NAMES = (*FIELDS, "generator", *FACTS, CLASSES, *TIME)
+
+# Views of a teacher's forward; raykd/models/<view>.py declares each, in a function of its name.
+VIEWS = ("stochastic",)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def parse(name: str, derived: Collection[str] = ()) -> Parameter | None:
         SignalError: the role is right and the signal is unknown.
     """
     role = next((r for r in sorted(ROLES, key=len, reverse=True) if name.startswith(r + "_")), None)
-    if role is None:
+    if role is None or name in PLAIN_NAMES:
         return None
     rest = name[len(role) + 1 :]
     kinds = (*BASE_KINDS, *derived)
@@ -105,30 +109,75 @@ def takes_layer(kind: str, derived: Mapping[str, Derived]) -> bool:
 
 @dataclass(frozen=True)
 class Wire:
-    """One parameter of one loss, connected: the signals that feed it, in order (one unless the name is plural)."""
+    """One parameter of one loss, connected: for each model that feeds it, the signals in layer order (one unless plural).
+
+    A parameter of a list role (`teachers_...`) is fed by several models, any other by one.
+    """
 
     parameter: Parameter
-    signals: tuple[Signal, ...]
+    models: tuple[tuple[Signal, ...], ...]
 
-    def pick(self, signals: Signals) -> Any:
-        """The value of this parameter out of one model's signals: a tensor, or a list over layers."""
-        values = [signals[s.key] for s in self.signals]
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        """All signals, each once."""
+        return tuple(dict.fromkeys(s for signals in self.models for s in signals))
+
+    def pick(self, answers: Any, of: Collection[int] | None = None) -> Any:
+        """The value of this parameter: a tensor, a list over layers, and a list of either over models for a list role.
+
+        Args:
+            answers: the model's Signals; for a list role one of each model.
+            of: places of the models that `answers` holds, where some have gone.
+        """
+        if self.parameter.role not in LIST_ROLES:
+            return self._of(self.models[0], answers)
+        models = self.models if of is None else [self.models[i] for i in of]
+        return [self._of(signals, own) for signals, own in zip(models, answers)]
+
+    def _of(self, signals: tuple[Signal, ...], answers: Signals) -> Any:
+        values = [answers[s.key] for s in signals]
         return values if self.parameter.plural else values[0]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """Logits of several teachers as one: `parts/aggregators.py` says how.
+
+    Attributes:
+        how: name of the aggregator.
+        teachers: whose, in order.
+        weights: of each, not normalised.
+        temperature: at which probabilities are combined.
+        key: its name among the answers of a source.
+    """
+
+    how: str
+    teachers: tuple[str, ...]
+    weights: tuple[float, ...]
+    temperature: float = 1.0
+
+    @property
+    def key(self) -> str:
+        """`mean_probs(a,b|T=4.0)`."""
+        shares = "" if len(set(self.weights)) == 1 else "|" + ",".join(f"{w:g}" for w in self.weights)
+        return f"{self.how}({','.join(self.teachers)}|T={self.temperature}{shares})"
 
 
 def wires(
     parameters: Collection[str],
-    layers: Mapping[str, tuple[str, ...]],
+    layers: Mapping[str, tuple[Any, ...]],
     options: Mapping[str, Any],
     derived: Mapping[str, Derived],
+    views: Mapping[str, tuple[str, ...]] | None = None,
 ) -> tuple[Wire, ...]:
     """Connects a loss's parameters to signals.
 
     Args:
         parameters: the names before `*` in the loss's signature.
-        layers: role -> the layers this loss reads of that role.
-        options: the loss's hyper-parameters; those that a derived signal has too are bound to it.
+        layers: role -> the layers this loss reads of it; for a list role one such tuple a model.
+        options: the loss's hyper-parameters; those that a derived signal or a view has too are bound to it.
         derived: the derived signals.
+        views: the views of a teacher's forward, and the names of their options.
 
     Raises:
         SignalError: an unknown name, or a singular signal with more or fewer than one layer.
@@ -143,24 +192,27 @@ def wires(
                 f"Parameter {name!r}: expected <role>_<signal> with a role of {', '.join(ROLES)}, or one of "
                 f"{', '.join(PLAIN_NAMES)}. {near(name, PLAIN_NAMES)} Hyper-parameters stand after `*`."
             )
-        found.append(Wire(parameter, _signals(parameter, layers, options, derived)))
+        models = layers.get(parameter.role, ())
+        models = models if parameter.role in LIST_ROLES else (models,)
+        found.append(Wire(parameter, tuple(_signals(parameter, names, options, derived, views or {}) for names in models)))
     return tuple(found)
 
 
 def _signals(
     parameter: Parameter,
-    layers: Mapping[str, tuple[str, ...]],
+    names: tuple[str, ...],
     options: Mapping[str, Any],
     derived: Mapping[str, Derived],
+    views: Mapping[str, tuple[str, ...]],
 ) -> tuple[Signal, ...]:
     kind = parameter.kind
-    bound: tuple[tuple[str, Any], ...] = ()
-    if kind in derived:
-        bound = tuple((o, options[o]) for o in derived[kind].options if o in options)
+    if parameter.view in VIEWS and parameter.role not in ("teacher", "teachers"):
+        raise SignalError(f"{parameter.name}: expected the view {parameter.view} of a teacher, got it of {parameter.role}.")
+    binding = [*(derived[kind].options if kind in derived else ()), *views.get(parameter.view or "", ())]
+    bound = tuple((o, options[o]) for o in binding if o in options)
     if not takes_layer(kind, derived):
         return (Signal(kind, None, bound, parameter.view),)
     role = "teacher" if parameter.role == "teachers" else parameter.role
-    names = layers.get(role, ())
     if not names or (not parameter.plural and len(names) != 1):
         wanted = "at least one layer" if parameter.plural else "exactly one layer"
         raise SignalError(

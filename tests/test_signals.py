@@ -108,9 +108,13 @@ def test_a_wire_picks_a_tensor_or_a_list():
     assert single.pick(signals) == "Z"
 
 
-def test_several_teachers_read_the_teacher_layers():
-    (wire,) = wires(["teachers_feature"], {"teacher": ("t1",), "student": ("s1",)}, {}, {})
-    assert [s.layer for s in wire.signals] == ["t1"]
+def test_a_list_of_teachers_reads_each_ones_own_layers():
+    layers = {"teachers": (("t1", "t2"), ("u1", "u2")), "student": ("s1",)}
+    (wire,) = wires(["teachers_features"], layers, {}, {})
+    assert [[s.layer for s in model] for model in wire.models] == [["t1", "t2"], ["u1", "u2"]]
+    answers = [{"feature@t1": 1, "feature@t2": 2}, {"feature@u1": 3, "feature@u2": 4}]
+    assert wire.pick(answers) == [[1, 2], [3, 4]]
+    assert wire.pick(answers[1:], of=(1,)) == [[3, 4]], "the first teacher has gone"
 
 
 @pytest.mark.parametrize("layers", [(), ("stage1", "stage2")])

@@ -113,3 +113,17 @@ def permutation(seed: int, epoch: int, n: int, stream: str = "order") -> NDArray
     order = np.argsort(drawn[:, 0] << _HALF | drawn[:, 1], kind="stable").astype(np.int64)
     order.flags.writeable = False
     return order
+
+
+def batch_key(seed: int, purpose: str, sample_index: NDArray[np.int64], views: NDArray[np.int32]) -> int:
+    """A seed for what is drawn once a batch, by whoever holds the batch's keys: a teacher, a store, the student.
+
+    Args:
+        seed: of the run.
+        purpose: its name.
+        sample_index: [b] int64.
+        views: [b] int32, the batch's `augmentation_seed`.
+    """
+    digest = hashlib.blake2b(np.ascontiguousarray(sample_index, np.int64).tobytes(), digest_size=8)
+    digest.update(np.ascontiguousarray(views, np.int32).tobytes())
+    return derive(seed, purpose, int.from_bytes(digest.digest(), "little"))

@@ -40,18 +40,34 @@ class Codec:
 
 
 @dataclass
-class Reply:
-    """Encoded signals of one batch, with the codec's largest error so far and the teacher's working time."""
+class Encoded:
+    """Encoded signals of one teacher and batch, with the codec's largest errors."""
 
     signals: dict[str, Any]
     errors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(a.nbytes for parts in self.signals.values() for a in parts.values() if isinstance(a, np.ndarray))
+
+
+@dataclass
+class Reply:
+    """What an actor answers for one batch: each of its teachers' signals (or their aggregate's), and its working time."""
+
+    teachers: dict[str, Encoded]
     seconds: float = 0.0
     queue: int = 0
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(a.nbytes for parts in self.signals.values() for a in parts.values() if isinstance(a, np.ndarray))
+        return sum(encoded.num_bytes for encoded in self.teachers.values())
+
+    def decoded(self) -> dict[str, Signals]:
+        """Teacher -> its signals, in fresh tensors that pin no shared memory."""
+        return {name: decode(encoded.signals) for name, encoded in self.teachers.items()}
 
 
 def parse(text: str, temperature: float = 1.0) -> Codec:
@@ -68,7 +84,7 @@ def parse(text: str, temperature: float = 1.0) -> Codec:
     return Codec(kind)
 
 
-def encode(signals: Signals, codec: Codec) -> Reply:
+def encode(signals: Signals, codec: Codec) -> Encoded:
     """Encodes one batch of signals; a topk codec applies to `logits`, all else stays dense under it.
 
     Args:
@@ -78,7 +94,7 @@ def encode(signals: Signals, codec: Codec) -> Reply:
     Raises:
         SourceError: a value does not fit fp16, or is not finite under int8.
     """
-    reply = Reply({})
+    reply = Encoded({})
     for key, tensor in signals.items():
         array = _to_numpy(tensor)
         if codec.kind == "topk":

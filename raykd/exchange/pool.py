@@ -1,4 +1,4 @@
-"""The pool client: asks replicas of one teacher on Ray actors, wherever they live.
+"""The pool client: asks replicas of one teacher (or of several that share actors) on Ray, wherever they live.
 
     request(batch)   to the replica with the least in flight; the fields are kept until the answer is here
     result()         waits, in order; when a replica dies, hangs or loses an object, everything in flight there is sent again
@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskError
 
-from raykd.errors import RaykdError, SourceError
-from raykd.exchange import codec as codecs
-from raykd.exchange.sources import Fields, Stats, to_send
-from raykd.signals import Signals
+from raykd.errors import LostError, RaykdError, SourceError
+from raykd.exchange.asking import Asks
+from raykd.exchange.codec import Reply
+from raykd.exchange.sources import Answers, Fields, Stats, to_send
 
 PATIENCE_S = 0.25  # pause before a request is sent again when no other replica is there
 
@@ -33,6 +33,7 @@ class _Replica:
     in_flight: int = 0
     queue: int = 0  # other workers' requests, as it last reported
     down_since: float | None = None
+    gone: bool = False  # Ray does not start it again
     probe: Any = None  # asks a replica that is down whether it is up again
 
 
@@ -47,53 +48,59 @@ class _Request:
     ref: Any = None
     tries: int = 0
 
-    def result(self) -> Signals:
-        """The signals of this batch. Raises SourceError when the teacher is lost for good."""
+    def result(self) -> Answers:
+        """The signals of this batch. Raises LostError when the teacher is lost for good."""
         return self.source.wait_for(self)
 
 
 @dataclass
 class PoolSource:
-    """Source over the replicas of one teacher.
+    """Source over the replicas of one teacher, or of the teachers that share an actor.
 
     Attributes:
-        name: of the teacher, for messages.
+        name: of the teacher or actor, for messages.
         handles: its replicas' actor handles.
+        asks: what they are asked for.
         inputs: "pixels" or "recipe".
         window: requests kept in flight.
         timeout_s: longest wait for one answer before it is asked of another replica.
         retries: of one request.
         restart_s: how long a pool with no live replica is waited for.
         in_flight_bytes: bound on replies that are on their way, all requests together.
+        drop: whether the training goes on without this source when it is lost.
+        first: the replica that is asked first, so that several workers do not all begin with the same one.
     """
 
     name: str
     handles: list[Any]
+    asks: Asks
     inputs: str = "pixels"
     window: int = 4
     timeout_s: float = 120.0
     retries: int = 5
     restart_s: float = 300.0
     in_flight_bytes: int = 512 * 1024**2
+    drop: bool = False
+    first: int = 0
     stats: Stats = field(default_factory=Stats)
 
     def __post_init__(self) -> None:
         self._replicas = [_Replica(h) for h in self.handles]
         self._pending: deque[_Request] = deque()
-        self._next = 0
+        self._next = self.first % len(self.handles)
         self._all_down_since: float | None = None
 
     def request(self, fields: Fields) -> _Request:
         """Sends one whole batch."""
         started = time.process_time()
-        request = _Request(self, to_send(fields, self.inputs), self.stats.requests)
+        request = _Request(self, to_send(fields, self.inputs, self.asks.fields), self.stats.requests)
         self.stats.requests += 1
         self._send(request)
         self._pending.append(request)
         self.stats.client_s += time.process_time() - started
         return request
 
-    def wait_for(self, request: _Request) -> Signals:
+    def wait_for(self, request: _Request) -> Answers:
         """Waits for one request's answer, resending as often as `retries` allows."""
         while True:
             try:
@@ -104,6 +111,7 @@ class PoolSource:
             except RayTaskError as error:
                 raise original(error, f"Teacher {self.name!r}") from None
             except RayError as error:  # its process, node or object is gone
+                self._replicas[request.replica].gone |= isinstance(error, ActorDiedError)
                 self._lose(request.replica, type(error).__name__)
                 continue
             return self._take(request, reply)
@@ -112,7 +120,7 @@ class PoolSource:
         """Forgets what is in flight; the replicas belong to the run's driver."""
         self._pending.clear()
 
-    def _take(self, request: _Request, reply: codecs.Reply) -> Signals:
+    def _take(self, request: _Request, reply: Reply) -> Answers:
         started = time.process_time()
         replica = self._replicas[request.replica]
         replica.in_flight -= 1
@@ -120,17 +128,17 @@ class PoolSource:
         replica.queue, replica.down_since = max(0, reply.queue - replica.in_flight), None
         self._pending.remove(request)
         self.stats.count(reply)
-        signals = codecs.decode(reply.signals)
+        answers = reply.decoded()
         self.window = max(1, min(self.window, self.in_flight_bytes // max(reply.num_bytes, 1)))
         self.stats.client_s += time.process_time() - started
-        return signals
+        return answers
 
     def _send(self, request: _Request) -> None:
         index = self._pick()
         replica = self._replicas[index]
         replica.in_flight += 1
         request.replica, request.tries = index, request.tries + 1
-        request.ref = replica.handle.answer.remote(request.fields)
+        request.ref = replica.handle.answer.remote(request.fields, self.asks)
         self.stats.bytes_out += sum(a.nbytes for a in request.fields.values())
 
     def _pick(self) -> int:
@@ -141,7 +149,7 @@ class PoolSource:
         order = [(self._next + i) % count for i in range(count)]
         self._next = (self._next + 1) % count
         load = {i: self._replicas[i].in_flight + self._replicas[i].queue for i in order}
-        return min(order, key=lambda i: (self._replicas[i].down_since or 0.0, load[i]))
+        return min(order, key=lambda i: (self._replicas[i].gone, self._replicas[i].down_since or 0.0, load[i]))
 
     def _lose(self, index: int, why: str) -> None:
         """Marks a replica down and sends everything in flight there to another one."""
@@ -154,8 +162,13 @@ class PoolSource:
         lost = [r for r in self._pending if r.replica == index]
         all_down = all(r.down_since is not None for r in self._replicas)
         self._all_down_since = (self._all_down_since or now) if all_down else None
+        if all(r.gone for r in self._replicas):
+            raise LostError(
+                f"Teacher {self.name!r}: all of its {len(self._replicas)} replicas are gone and none is started again ({why}). "
+                f"The last checkpoint is intact; raise teachers.{self.name}.replicas or .max_restarts and resume."
+            )
         if self._all_down_since is not None and now - self._all_down_since > self.restart_s:
-            raise SourceError(
+            raise LostError(
                 f"Teacher {self.name!r}: none of {len(self._replicas)} replicas answered for {self.restart_s:.0f} s ({why}). "
                 f"The last checkpoint is intact; raise teachers.{self.name}.replicas or .max_restarts and resume."
             )
@@ -175,7 +188,7 @@ class PoolSource:
 
 def _knock(replica: _Replica) -> None:
     """A replica that was down and answers again is up; asked without waiting."""
-    if replica.down_since is None:
+    if replica.down_since is None or replica.gone:
         return
     if replica.probe is None:
         replica.probe = replica.handle.ready.remote()

@@ -1,7 +1,7 @@
 """Sources that need no Ray: a teacher in the student's process, and the local backend's stand-in for a pool.
 
 The seam between learner and knowledge is one call: `source.request(batch)` returns something whose `result()` is the signals of
-that batch. Requests are answered in order; several may be in flight.
+that batch, of each teacher the source answers for. Requests are answered in order; several may be in flight.
 """
 
 from __future__ import annotations
@@ -14,24 +14,27 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from raykd.exchange import codec as codecs
+from raykd.exchange.asking import KEYS, Asks
+from raykd.exchange.codec import Reply
 from raykd.signals import Signals
 
 Fields = Mapping[str, Tensor]
+Answers = Mapping[str, Signals]  # teacher, or key of an Aggregate -> its signals
 
 
 class Pending(Protocol):
     """A request in flight."""
 
-    def result(self) -> Signals:
-        """Waits for the signals. Raises SourceError when no replica answers in time."""
+    def result(self) -> Answers:
+        """Waits for the signals. Raises LostError when no replica is left, SourceError when none answers in time."""
 
 
 class Source(Protocol):
-    """Anything that answers "signals for this batch"."""
+    """Anything that answers "signals for this batch", for one teacher or several."""
 
     stats: Stats
     window: int  # requests worth having in flight
+    drop: bool  # whether the training goes on without it when it is lost
 
     def request(self, fields: Fields) -> Pending:
         """Asks for the signals of one whole batch of a worker; never split, never merged."""
@@ -40,10 +43,10 @@ class Source(Protocol):
         """Gives back what the source holds."""
 
 
-class Answers(Protocol):
-    """What a source needs of a teacher (roles.Teacher is one)."""
+class Committee(Protocol):
+    """The teachers of one actor (roles.Committee is one)."""
 
-    def answer(self, fields: Mapping[str, Any]) -> codecs.Reply:
+    def answer(self, fields: Mapping[str, Any], asks: Asks) -> Reply:
         """Encoded signals of one batch."""
 
 
@@ -59,47 +62,49 @@ class Stats:
     client_s: float = 0.0  # CPU time of this side: sending, receiving, decoding
     errors: dict[str, float] = field(default_factory=dict)  # largest measured codec errors
 
-    def count(self, reply: codecs.Reply) -> None:
+    def count(self, reply: Reply) -> None:
         """Adds one reply."""
         self.bytes_in += reply.num_bytes
         self.teacher_s += reply.seconds
-        for name, value in reply.errors.items():
-            self.errors[name] = max(self.errors.get(name, 0.0), value)
+        for encoded in reply.teachers.values():
+            for name, value in encoded.errors.items():
+                self.errors[name] = max(self.errors.get(name, 0.0), value)
 
 
-def to_send(fields: Fields, inputs: str) -> dict[str, np.ndarray]:
-    """What travels to a teacher: the images (uint8), or only what re-creates them (12 bytes a sample)."""
-    if inputs == "recipe":
-        return {name: fields[name].numpy() for name in ("sample_index", "augmentation_seed")}
-    return {"images": fields["images"].numpy()}
+def to_send(fields: Fields, inputs: str, beside: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """What travels to a teacher: the images (uint8) and fields `beside` them, or only what re-creates all (12 bytes a sample)."""
+    return {name: fields[name].numpy() for name in (KEYS if inputs == "recipe" else ("images", *beside))}
 
 
 @dataclass(frozen=True)
 class Done:
     """A request that is already answered."""
 
-    signals: Signals
+    answers: Answers
 
-    def result(self) -> Signals:
+    def result(self) -> Answers:
         """The signals."""
-        return self.signals
+        return self.answers
 
 
 class InlineSource:
-    """A teacher in this process; signals pass through their codec here as everywhere."""
+    """Teachers in this process; signals pass through their codec here as everywhere."""
 
     window = 1
+    drop = False
 
-    def __init__(self, teacher: Answers) -> None:
-        self.teacher = teacher
+    def __init__(self, committee: Committee, asks: Asks) -> None:
+        self.committee, self.asks = committee, asks
         self.stats = Stats()
 
     def request(self, fields: Fields) -> Pending:
         """Computes the signals now."""
-        reply = self.teacher.answer(fields)
+        return self._done(self.committee.answer(fields, self.asks))
+
+    def _done(self, reply: Reply) -> Done:
         self.stats.requests += 1
         self.stats.count(reply)
-        return Done(codecs.decode(reply.signals))
+        return Done(reply.decoded())
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -108,15 +113,12 @@ class InlineSource:
 class LocalSource(InlineSource):
     """A pool without Ray: request and reply are pickled as they would be on their way between processes."""
 
-    def __init__(self, teacher: Answers, inputs: str = "pixels") -> None:
-        super().__init__(teacher)
+    def __init__(self, committee: Committee, asks: Asks, inputs: str = "pixels") -> None:
+        super().__init__(committee, asks)
         self.inputs = inputs
 
     def request(self, fields: Fields) -> Pending:
         """Computes the signals now, out of a pickled copy of the request."""
-        message = pickle.dumps(to_send(fields, self.inputs))
-        reply = pickle.loads(pickle.dumps(self.teacher.answer(pickle.loads(message))))
-        self.stats.requests += 1
+        message = pickle.dumps(to_send(fields, self.inputs, self.asks.fields))
         self.stats.bytes_out += len(message)
-        self.stats.count(reply)
-        return Done(codecs.decode(reply.signals))
+        return self._done(pickle.loads(pickle.dumps(self.committee.answer(pickle.loads(message), self.asks))))

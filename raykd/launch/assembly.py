@@ -17,9 +17,11 @@ from raykd.data.batches import Batch, from_recipe
 from raykd.data.splits import open_data
 from raykd.errors import ConfigError, ModelError
 from raykd.exchange import codec as codecs
+from raykd.exchange.asking import Ask, Asks
 from raykd.exchange.sources import InlineSource, LocalSource, Source
 from raykd.roles.losses import Plan, plans
 from raykd.roles.network import Facts, model_options, pick_device
+from raykd.roles.teacher import Committee, own_facts
 from raykd.roles.teacher import Teacher as TeacherRole
 from raykd.signals import Signal
 
@@ -53,8 +55,9 @@ def meta_model(spec: Network, known: Facts) -> torch.nn.Module:
 
 def stages(job: Job, known: Facts) -> dict[str, list[str]]:
     """ "student" and each teacher -> the names of that model's stages."""
+    own = {name: own_facts(spec, known) for name, spec in job.teachers.items()}
     specs: dict[str, Network] = {"student": job.student, **job.teachers}
-    return {name: models.stages(meta_model(spec, known)) for name, spec in specs.items()}
+    return {name: models.stages(meta_model(spec, own.get(name, known))) for name, spec in specs.items()}
 
 
 def connect(job: Job, known: Facts) -> list[Plan]:
@@ -62,9 +65,29 @@ def connect(job: Job, known: Facts) -> list[Plan]:
     return plans(job, stages(job, known))
 
 
-def wanted(found: list[Plan], teacher: str) -> tuple[Signal, ...]:
-    """What the losses ask of one teacher, each signal once."""
-    return tuple(dict.fromkeys(s for plan in found if plan.teacher == teacher for s in plan.wanted("teacher")))
+def groups(job: Job) -> dict[str, tuple[str, ...]]:
+    """Source -> the teachers it answers for: a teacher's own name, or the actor that several share."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, spec in job.teachers.items():
+        shared = spec.actor if spec.placement == "pool" and spec.actor is not None else name
+        found[shared] = (*found.get(shared, ()), name)
+    return found
+
+
+def asks(job: Job, found: list[Plan], teachers: tuple[str, ...]) -> Asks:
+    """What the job's losses ask of the teachers of one source; what they aggregate of these teachers alone is made there."""
+    there = [p.aggregate for p in found if p.aggregate is not None and _made_there(p, teachers)]
+    of = tuple(Ask(name, wanted(found, name, teachers), codec(job, found, name)) for name in teachers)
+    return Asks(of, tuple(dict.fromkeys(there)))
+
+
+def wanted(found: list[Plan], teacher: str, sharing: tuple[str, ...] = ()) -> tuple[Signal, ...]:
+    """What the losses ask of one teacher, each signal once, but for what is aggregated among the teachers `sharing` its actor."""
+    return tuple(dict.fromkeys(s for plan in found if not _made_there(plan, sharing) for s in plan.asks(teacher)))
+
+
+def _made_there(plan: Plan, teachers: tuple[str, ...]) -> bool:
+    return plan.aggregate is not None and len(teachers) > 1 and set(plan.aggregate.teachers) <= set(teachers)
 
 
 def codec(job: Job, found: list[Plan], teacher: str) -> codecs.Codec:
@@ -76,7 +99,7 @@ def codec(job: Job, found: list[Plan], teacher: str) -> codecs.Codec:
     chosen = codecs.parse(job.teachers[teacher].codec)
     if chosen.kind != "topk":
         return chosen
-    listening = [p for p in found if p.teacher == teacher and any(s.kind == "logits" for s in p.wanted("teacher"))]
+    listening = [p for p in found if any(s.kind == "logits" for s in p.asks(teacher))]
     dense = sorted({p.name for p in listening if not p.method.sparse})
     if dense:
         raise ConfigError(
@@ -92,33 +115,36 @@ def codec(job: Job, found: list[Plan], teacher: str) -> codecs.Codec:
     return dataclasses.replace(chosen, temperature=temperatures.pop() if temperatures else 1.0)
 
 
-def make_teacher(job: Job, name: str, found: list[Plan], known: Facts) -> TeacherRole:
-    """One replica of a teacher, in this process."""
+def make_committee(job: Job, names: tuple[str, ...], known: Facts) -> Committee:
+    """The teachers of one replica, in this process."""
     torch.set_num_threads(job.launch.threads)
-    spec = job.teachers[name]
-    device = pick_device(job.launch.device, spec.gpus if spec.placement == "pool" else job.launch.gpus)
-    return TeacherRole(spec, wanted(found, name), known, codec(job, found, name), device, _restore(job, spec), name)
+    specs = {name: job.teachers[name] for name in names}
+    gpus = max(spec.gpus if spec.placement == "pool" else job.launch.gpus for spec in specs.values())
+    device = pick_device(job.launch.device, gpus)
+    teachers = {name: TeacherRole(spec, known, device, name) for name, spec in specs.items()}
+    return Committee(teachers, job.seed, _restore(job, next(iter(specs.values()))))
 
 
 def local_sources(job: Job, found: list[Plan], known: Facts, pickled: bool) -> dict[str, Source]:
     """Sources for teachers in this process: all of them (local backend, `pickled`), or those placed inline."""
     sources: dict[str, Source] = {}
-    for name, spec in job.teachers.items():
+    for source, names in groups(job).items():
+        spec = job.teachers[names[0]]
         if spec.placement == "inline":
-            sources[name] = InlineSource(make_teacher(job, name, found, known))
-        elif pickled:
-            sources[name] = LocalSource(make_teacher(job, name, found, known), spec.inputs)
+            sources[source] = InlineSource(make_committee(job, names, known), asks(job, found, names))
+        elif spec.placement == "pool" and pickled:
+            sources[source] = LocalSource(make_committee(job, names, known), asks(job, found, names), spec.inputs)
     return sources
 
 
 def with_stage_weights(job: Job, folders: Mapping[str, Path]) -> Job:
-    """Replaces `weights="stage:<name>"` by the file that stage wrote."""
+    """Replaces `weights="stage:<name>"` by the file that stage wrote; stages that have not run yet stay as they are."""
     teachers = {name: _from_stage(spec, folders) for name, spec in job.teachers.items()}
     return dataclasses.replace(job, teachers=teachers, student=_from_stage(job.student, folders))
 
 
 def _from_stage(spec: Any, folders: Mapping[str, Path]) -> Any:
-    if spec.weights is None or not spec.weights.startswith(STAGE):
+    if spec.weights is None or not spec.weights.startswith(STAGE) or spec.weights[len(STAGE) :] not in folders:
         return spec
     return dataclasses.replace(spec, weights=str(folders[spec.weights[len(STAGE) :]] / "student.safetensors"))
 
@@ -129,9 +155,8 @@ def _restore(job: Job, spec: Teacher) -> Any:
     train = open_data(job.data, "train", job.seed)
     train.read(np.zeros(1, np.int64))  # decodes the whole set where there is no cache yet: now, not in the first request
 
-    def restore(fields: Mapping[str, Any]) -> Tensor:
-        recipe = Batch({name: torch.from_numpy(value.copy()) for name, value in fields.items()})
-        return from_recipe(train, job.data.augmentation, job.seed, recipe)["images"]
+    def restore(fields: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return from_recipe(train, job.data.augmentation, job.seed, Batch(fields))
 
     return restore
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from raykd.resolve import from_dict, resolve, to_dict
 from raykd.roles.losses import Plan
 from raykd.roles.losses import plans as connect
 from raykd.roles.network import Facts, model_options
+from raykd.roles.teacher import own_facts
 
 SHOWN = 5  # faults of one split; a thousand shards may share one
 
@@ -34,7 +35,7 @@ def inspect(job: Job) -> Inspection:
     resolved, told = _resolved(job)
     if resolved is None:
         return Inspection(job, faults=told)
-    found = _inspect(resolved, "", tuple(fault.partition(":")[0] for fault in told))
+    found = _inspect(resolved, "", tuple(fault.partition(":")[0] for fault in told), {})
     found.faults = told + found.faults
     return found
 
@@ -121,24 +122,28 @@ class _Collector:
         return any(f.removeprefix(self.path).startswith((f"{place}:", f"{place}.")) for f in self.faults)
 
 
-def _inspect(job: Job, path: str, spoiled: tuple[str, ...]) -> Inspection:
-    """A resolved job with its stages; `path` goes before each fault."""
+def _inspect(job: Job, path: str, spoiled: tuple[str, ...], beside: Mapping[str, Job]) -> Inspection:
+    """A resolved job with its stages; `path` goes before each fault, `beside` are the stages that run before it."""
     found = Inspection(job)
     collect = _Collector(found.faults, path, spoiled)
-    for check in (settings.names, settings.settings, settings.losses, settings.optimisation, settings.weights):
+    for check in (settings.names, settings.settings, settings.losses, settings.actors, settings.optimisation):
         collect.add(check(job))
+    collect.add(settings.weights(job, tuple(beside)))
+    stages = {**beside, **job.stages}
     if not collect.rests_on("data"):
         wrong, trains = _data(job)
         collect.add(wrong)
         known = collect.of("data", lambda: assembly.facts(job)) if trains else None
         if known is not None and "student" not in job.teachers:
             found.steps_per_epoch = _steps(job, known, collect)
-            _models(job, known, found, collect)
+            _models(job, known, found, collect, stages)
     found.needs = [
         (need.what, need.count, need.resources.get("CPU", 0.0), need.resources.get("GPU", 0.0)) for need in preflight.needs(job)
     ]
+    before = dict(beside)
     for name, stage in job.stages.items():
-        found.faults += _inspect(stage, f"{path}stages.{name}.", spoiled).faults
+        found.faults += _inspect(stage, f"{path}stages.{name}.", spoiled, before).faults
+        before[name] = stage
     return found
 
 
@@ -166,7 +171,7 @@ def _steps(job: Job, known: Facts, collect: _Collector) -> int:
         return 0
 
 
-def _models(job: Job, known: Facts, found: Inspection, collect: _Collector) -> None:
+def _models(job: Job, known: Facts, found: Inspection, collect: _Collector, stages: Mapping[str, Job]) -> None:
     """Architectures, weights, layers, signals and connectors, by shapes alone."""
     specs: dict[str, Any] = {"student": job.student, **job.teachers}
     places = {name: "student" if name == "student" else f"teachers.{name}" for name in specs}
@@ -176,12 +181,13 @@ def _models(job: Job, known: Facts, found: Inspection, collect: _Collector) -> N
         if getattr(spec, "codec", "dense") != "dense":
             collect.of(f"{where}.codec", lambda spec=spec: codecs.parse(spec.codec))
         skip = collect.rests_on(where) or collect.told(f"{where}.options")
-        model = None if skip else collect.of(where, lambda spec=spec: shapes.model(spec, known))
+        facts = own_facts(spec, known) if name != "student" else known
+        model = None if skip else collect.of(where, lambda spec=spec, facts=facts: shapes.model(spec, facts))
         if model is None or not _normalises(spec, known, where, collect):
             continue
         built[name] = model
         found.roles.append(_line(job, name, spec, model.cost))
-        collect.of(f"{where}.weights", lambda spec=spec: _weights_fit(job, spec, known))
+        collect.of(f"{where}.weights", lambda spec=spec, facts=facts: _weights_fit(stages, spec, facts))
     if set(built) == set(specs) and "losses" not in collect.spoiled:
         plans: list[Plan] = []
         for name in job.losses:
@@ -211,7 +217,7 @@ def _line(job: Job, name: str, spec: Any, cost: models.Cost) -> RoleLine:
     return RoleLine(*head, spec.placement, spec.replicas, spec.cpus, spec.gpus)
 
 
-def _weights_fit(job: Job, spec: Network, known: Facts) -> None:
+def _weights_fit(stages: Mapping[str, Job], spec: Network, known: Facts) -> None:
     """Reads a file of weights into the model; with a stage's, the model must be the one that the stage trains."""
     if spec.weights in (None, "pretrained"):
         return
@@ -219,7 +225,7 @@ def _weights_fit(job: Job, spec: Network, known: Facts) -> None:
         model = models.build(spec.model, known.num_classes, **model_options(spec, known))
         models.load_weights(model, str(spec.weights), expect_sha256=spec.weights_sha256)
         return
-    stage = job.stages.get(str(spec.weights)[len(assembly.STAGE) :])
+    stage = stages.get(str(spec.weights)[len(assembly.STAGE) :])
     if stage is None or _shapes(spec, known) == _shapes(stage.student, assembly.facts(stage)):
         return
     trained, got = (f"{s.model} {dict(s.options) or ''}".strip() for s in (stage.student, spec))
@@ -248,16 +254,20 @@ def _signals(
     batch = max((job.training.batch_size or 1) // job.launch.workers, 1)
     seen = {}
     for name, model in built.items():
-        role = "student" if name == "student" else "teacher"
-        wanted = [s for p in plans if role == "student" or p.teacher == name for s in p.wanted(role)]
+        wanted = [s for p in plans for s in (p.student if name == "student" else p.asks(name))]
         where = "student" if name == "student" else f"teachers.{name}"
         seen[name] = collect.of(where, lambda m=model, w=wanted: shapes.signals(m, w, known, batch))
-    for name, spec in job.teachers.items():
-        codec = collect.of(f"teachers.{name}.codec", lambda name=name: assembly.codec(job, plans, name))
-        for signal in assembly.wanted(plans, name) if codec is not None and seen[name] is not None else ():
-            shape = tuple(seen[name][signal.key].shape[1:])
-            size = codecs.bytes_per_sample(shape, codec, signal.kind == "logits")
-            found.signals.append(SignalLine(name, signal.key, shape, spec.codec, size))
+    for source, names in assembly.groups(job).items():
+        codec = [collect.of(f"teachers.{name}.codec", lambda name=name: assembly.codec(job, plans, name)) for name in names]
+        if any(c is None for c in codec) or any(seen[name] is None for name in names):
+            continue
+        asks = assembly.asks(job, plans, names)
+        travels = [(ask.teacher, signal.key, ask.teacher) for ask in asks.of for signal in ask.signals]
+        travels += [(source, aggregate.key, aggregate.teachers[0]) for aggregate in asks.aggregates]
+        for who, key, teacher in travels:
+            shape = tuple(seen[teacher][key if key in seen[teacher] else "logits"].shape[1:])
+            size = codecs.bytes_per_sample(shape, codec[0], key == "logits" or key not in seen[teacher])
+            found.signals.append(SignalLine(who, key, shape, job.teachers[teacher].codec, size))
     found.notes += _notes(job, known, built)
     if any(signals is None for signals in seen.values()):
         return

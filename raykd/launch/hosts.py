@@ -25,7 +25,7 @@ from raykd.config import Job
 from raykd.errors import DivergenceError, Interrupted, RaykdError, ResourceError, SourceError
 from raykd.exchange.pool import PoolSource
 from raykd.exchange.sources import Source
-from raykd.launch.assembly import local_sources
+from raykd.launch.assembly import asks, groups, local_sources
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts
 from raykd.schemes.offline import Setting, learn
@@ -52,24 +52,28 @@ class Asked:
         return self._seen
 
 
-def sources(job: Job, plans: list[Plan], known: Facts, handles: Mapping[str, list[Any]]) -> dict[str, Source]:
-    """Every teacher's source, in the job's order: inline ones are built here, pooled ones are asked."""
-    inline = local_sources(job, plans, known, pickled=False)
+def sources(job: Job, plans: list[Plan], known: Facts, handles: Mapping[str, list[Any]], rank: int = 0) -> dict[str, Source]:
+    """Every source of teachers, in the job's order: inline ones are built here, pooled ones are asked."""
+    found = local_sources(job, plans, known, pickled=False)
     launch = job.launch
-    pools = {
-        name: PoolSource(
+    for name, members in groups(job).items():
+        if name not in handles:
+            continue
+        replicas, spec = handles[name], job.teachers[members[0]]
+        found[name] = PoolSource(
             name,
             replicas,
-            inputs=job.teachers[name].inputs,
+            asks(job, plans, members),
+            inputs=spec.inputs,
             window=max(launch.window, 2 * math.ceil(len(replicas) / launch.workers)),
             timeout_s=launch.request_timeout_s,
             retries=launch.retries,
             restart_s=launch.start_timeout_s,
             in_flight_bytes=launch.in_flight_bytes,
+            drop=spec.on_loss == "drop",
+            first=rank * len(replicas) // launch.workers,
         )
-        for name, replicas in handles.items()
-    }
-    return {name: inline.get(name) or pools[name] for name in job.teachers}
+    return {name: found[name] for name in groups(job)}
 
 
 def work(rank: int, world: int, config: Mapping[str, Any]) -> None:
@@ -80,7 +84,7 @@ def work(rank: int, world: int, config: Mapping[str, Any]) -> None:
     job, plans, known = config["job"], config["plans"], config["facts"]
     try:
         found = learn(
-            rank, world, job, sources(job, plans, known, config["handles"]), Setting(plans, known, folder, Asked(folder))
+            rank, world, job, sources(job, plans, known, config["handles"], rank), Setting(plans, known, folder, Asked(folder))
         )
     except RaykdError as error:
         _write(folder / FATAL, {"type": _base(error), "message": str(error), "rank": rank})

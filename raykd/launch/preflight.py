@@ -36,11 +36,15 @@ def needs(job: Job) -> list[Need]:
     launch = job.launch
     workers = _resources(launch.cpus, launch.gpus, launch.resources)
     found = [Need("student workers", launch.workers, workers, WORKER_SETTINGS, launch.placement_strategy)]
+    shared: dict[str, list[str]] = {}
     for name, teacher in job.teachers.items():
-        if teacher.placement == "pool":
-            asked = _resources(teacher.cpus, teacher.gpus, teacher.resources)
-            settings = f"teachers.{name}.replicas, .cpus or .gpus"
-            found.append(Need(f"teacher {name}", teacher.replicas, asked, settings))
+        if teacher.placement == "pool" or (teacher.placement == "store" and teacher.fill == "pool"):
+            shared.setdefault(teacher.actor or name, []).append(name)
+    for names in shared.values():
+        specs = [job.teachers[name] for name in names]
+        asked = _resources(max(s.cpus for s in specs), max(s.gpus for s in specs), specs[0].resources)
+        settings = f"teachers.{names[0]}.replicas, .cpus or .gpus"
+        found.append(Need(f"teacher {' + '.join(names)}", specs[0].replicas, asked, settings))
     return found
 
 

@@ -4,60 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from raykd.config import Job
-from raykd.data.batches import evaluation_batches
 from raykd.data.splits import open_data
-from raykd.errors import ResourceError
+from raykd.errors import ResourceError, SourceError
+from raykd.exchange.asking import Asks
 from raykd.exchange.codec import Reply
 from raykd.exchange.pool import original
-from raykd.launch.assembly import make_teacher
+from raykd.launch.assembly import groups, make_committee
 from raykd.launch.cluster import NAMESPACE
-from raykd.roles.evaluator import evaluate
-from raykd.roles.losses import Plan
+from raykd.launch.measuring import Ballot, ballot, logits_of, num_parts, score
+from raykd.launch.measuring import accuracies as accuracies_of
 from raykd.roles.network import Facts
 
 
 class Replica:
-    """One copy of a teacher. Calls queue up in one thread, so that threads and bits are those of the inline teacher."""
+    """One copy of a teacher, or of the teachers that share an actor. Calls queue up in one thread, so that threads and bits are
+    those of the inline teacher."""
 
-    def __init__(self, job: Job, name: str, plans: list[Plan], known: Facts) -> None:
-        self._job, self._name = job, name
+    def __init__(self, job: Job, names: tuple[str, ...], known: Facts) -> None:
+        self._job = job
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._queue = 0
-        self._teacher = self._thread.submit(make_teacher, job, name, plans, known).result()
+        self._committee = self._thread.submit(make_committee, job, names, known).result()
 
     async def ready(self) -> bool:
-        """True once the model is loaded and the thread that answers is free: a hung replica is not ready."""
+        """True once the models are loaded and the thread that answers is free: a hung replica is not ready."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, bool, 1)
 
-    async def answer(self, fields: dict[str, Any]) -> Reply:
+    async def answer(self, fields: dict[str, Any], asks: Asks) -> Reply:
         """Encoded signals of one batch."""
         self._queue += 1
         try:
-            reply = await asyncio.get_running_loop().run_in_executor(self._thread, self._teacher.answer, fields)
+            reply = await asyncio.get_running_loop().run_in_executor(self._thread, self._committee.answer, fields, asks)
         finally:
             self._queue -= 1
         reply.queue = self._queue
         return reply
 
-    async def accuracy(self, split: str, part: int, parts: int) -> tuple[float, float, int, bool]:
-        """(right at 1, right at 5, images, top-5 is meaningful) on every `parts`-th slice of a split."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._measure, split, part, parts)
+    async def logits(self, teacher: str, split: str, part: int, parts: int) -> np.ndarray:
+        """Logits [n c] of a teacher on every `parts`-th batch of a split."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._logits, teacher, split, part, parts)
 
-    def _measure(self, split: str, part: int, parts: int) -> tuple[float, float, int, bool]:
-        dataset = open_data(self._job.data, split)
-        found = evaluate(self._teacher.logits, evaluation_batches(dataset, 128, rank=part, world=parts))
-        top5 = found.top5 if found.top5 is not None else 0.0
-        return found.top1 * found.count, top5 * found.count, found.count, found.top5 is not None
+    def _logits(self, teacher: str, split: str, part: int, parts: int) -> np.ndarray:
+        dataset = open_data(self._job.data, split, self._job.seed)
+        return logits_of(self._committee.teachers[teacher].logits, dataset, part, parts)
 
 
-def start(job: Job, plans: list[Plan], known: Facts) -> dict[str, list[Any]]:
+def start(job: Job, known: Facts) -> dict[str, list[Any]]:
     """Starts all replicas of all pooled teachers and waits until their models are loaded.
 
     Raises:
@@ -65,10 +66,10 @@ def start(job: Job, plans: list[Plan], known: Facts) -> dict[str, list[Any]]:
     """
     run = uuid.uuid4().hex[:8]
     handles: dict[str, list[Any]] = {}
-    for name, spec in job.teachers.items():
-        if spec.placement == "pool":
-            names = [f"{job.name}-{run}:{name}:{i}" for i in range(spec.replicas)]
-            handles[name] = [_actor(job, name, own).remote(job, name, plans, known) for own in names]
+    for name, members in groups(job).items():
+        if job.teachers[members[0]].placement == "pool":
+            names = [f"{job.name}-{run}:{name}:{i}" for i in range(job.teachers[members[0]].replicas)]
+            handles[name] = [_actor(job, members, own).remote(job, members, known) for own in names]
     for name, replicas in handles.items():
         try:
             ray.get([r.ready.remote() for r in replicas], timeout=job.launch.start_timeout_s)
@@ -91,44 +92,87 @@ def stop(handles: dict[str, list[Any]]) -> None:
             ray.kill(replica)
 
 
-def accuracy(name: str, replicas: list[Any], split: str, retries: int, timeout_s: float) -> dict[str, Any]:
-    """Accuracy of one teacher, its replicas sharing the images: {"top1", "top5", "count", "split"}.
-
-    A part whose replica dies is measured by the next one.
+def accuracies(job: Job, known: Facts, handles: Mapping[str, list[Any]], split: str) -> dict[str, dict[str, Any]]:
+    """Accuracy of every teacher and of the ensemble (""): see measuring. Replicas share the images; a part whose replica dies
+    is computed by the next one. A teacher that is not in a pool is loaded once more, in a task, to be measured.
 
     Raises:
         SourceError: a part could not be measured on any replica.
     """
-    count = len(replicas)
-    parts = [(i, replicas[i].accuracy.remote(split, i, count)) for i in range(count)]
-    found = [_part(name, replicas, split, part, ref, retries, timeout_s) for part, ref in parts]
-    top1, top5, images = (sum(f[i] for f in found) for i in range(3))
-    return {"top1": top1 / images, "top5": top5 / images if found[0][3] else None, "count": int(images), "split": split}
+    who, launch = ballot(job), job.launch
+    dataset = open_data(job.data, split, job.seed)
+    parts = num_parts(dataset, max((len(r) for r in handles.values()), default=1))
+    homes = {name: source for source, members in groups(job).items() for name in members}
+    visiting = ray.remote(_visit).options(
+        num_cpus=launch.cpus, num_gpus=launch.gpus, runtime_env=_runtime_env(job, launch.gpus)
+    )
+
+    def ask(teacher: str, part: int, attempt: int) -> Any:
+        replicas = handles.get(homes[teacher])
+        if replicas is None:
+            return visiting.remote(job, teacher, known, split, part, parts)
+        return replicas[(part + attempt) % len(replicas)].logits.remote(teacher, split, part, parts)
+
+    scoring = ray.remote(_score).options(num_cpus=0)
+    asked = {part: {name: [ask(name, part, 0)] for name in job.teachers} for part in range(parts)}
+    waiting = {part: scoring.remote(job, who, split, part, parts, refs, launch.start_timeout_s) for part, refs in asked.items()}
+    found: dict[int, Any] = {}
+    for attempt in range(1, launch.retries + 2):
+        for part, ref in waiting.items():
+            try:
+                found[part] = ray.get(ref, timeout=2 * launch.start_timeout_s)
+            except RayError as error:
+                raise original(error, "Measuring the teachers") from None
+        lost = {part: answer for part, answer in found.items() if isinstance(answer, str)}
+        if not lost:
+            return accuracies_of(list(found.values()), split)
+        if attempt > launch.retries:
+            raise SourceError(
+                f"Teacher {next(iter(lost.values()))!r}: could not be measured on any replica; look at their logs."
+            )
+        for part, teacher in lost.items():
+            asked[part][teacher] = [ask(teacher, part, attempt)]
+            waiting[part] = scoring.remote(job, who, split, part, parts, asked[part], launch.start_timeout_s)
+        waiting = {part: waiting[part] for part in lost}
+    raise AssertionError
 
 
-def _part(name: str, replicas: list[Any], split: str, part: int, ref: Any, retries: int, timeout_s: float) -> Any:
-    for retry in range(1, retries + 2):
+def _score(job: Job, who: Ballot, split: str, part: int, parts: int, refs: dict[str, list[Any]], timeout_s: float) -> Any:
+    """Counts of one part; the name of the first teacher whose replica was lost."""
+    logits = {}
+    for name, (ref,) in refs.items():
         try:
-            return ray.get(ref, timeout=timeout_s)
-        except RayError as error:
-            if isinstance(error, RayTaskError) or retry > retries:
-                raise original(error, f"Measuring teacher {name!r}") from None
-            ref = replicas[(part + retry) % len(replicas)].accuracy.remote(split, part, len(replicas))
-    return None
+            logits[name] = ray.get(ref, timeout=timeout_s)
+        except RayTaskError:
+            raise
+        except RayError:
+            return name
+    return score(who, open_data(job.data, split, job.seed), logits, part, parts)
 
 
-def _actor(job: Job, name: str, own_name: str) -> Any:
-    spec = job.teachers[name]
-    hidden = {} if spec.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+def _visit(job: Job, teacher: str, known: Facts, split: str, part: int, parts: int) -> np.ndarray:
+    """Logits of a teacher that is loaded for this alone."""
+    committee = make_committee(job, (teacher,), known)
+    return logits_of(committee.teachers[teacher].logits, open_data(job.data, split, job.seed), part, parts)
+
+
+def _actor(job: Job, names: tuple[str, ...], own_name: str) -> Any:
+    specs = [job.teachers[name] for name in names]
+    cpus, gpus = max(s.cpus for s in specs), max(s.gpus for s in specs)
     return ray.remote(Replica).options(
         name=own_name,
         namespace=NAMESPACE,
-        num_cpus=spec.cpus,
-        num_gpus=spec.gpus,
-        resources=dict(spec.resources) or None,
-        max_restarts=spec.max_restarts,
+        num_cpus=cpus,
+        num_gpus=gpus,
+        resources=dict(specs[0].resources) or None,
+        max_restarts=specs[0].max_restarts,
         max_task_retries=0,
         max_concurrency=1000,
         scheduling_strategy="SPREAD",
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(job.launch.threads), **hidden}},
+        runtime_env=_runtime_env(job, gpus),
     )
+
+
+def _runtime_env(job: Job, gpus: float) -> dict[str, Any]:
+    hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return {"env_vars": {"OMP_NUM_THREADS": str(job.launch.threads), **hidden}}

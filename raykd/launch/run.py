@@ -26,16 +26,14 @@ import torch
 
 from raykd.config import Job, Network
 from raykd.data.batches import Plan as Order
-from raykd.data.batches import evaluation_batches
-from raykd.data.splits import open_data
 from raykd.errors import ConfigError, Interrupted, JobFaults
-from raykd.launch import assembly, preflight
+from raykd.launch import assembly, measuring, preflight
 from raykd.launch.checks import inspect
 from raykd.launch.observer import Observer
 from raykd.resolve import read, resolve, to_dict, write
-from raykd.roles.evaluator import evaluate
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts
+from raykd.roles.teacher import own_facts
 from raykd.schemes.offline import Setting, learn
 
 RESULT, JOB = "result.json", "job.json"
@@ -225,19 +223,21 @@ def _backend(job: Job) -> Iterator[None]:
         yield
 
 
-def _tree(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]:
-    """Stages, then the baseline, then the job itself; what is finished is not run again."""
+def _tree(path: str, job: Job, folder: Path, watcher: _Watcher, beside: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """Stages, then the baseline, then the job itself; what is finished is not run again. A stage may use the weights of its own
+    stages and of those that ran before it, `beside`."""
     if (folder / RESULT).exists():
         result = json.loads((folder / RESULT).read_text())
         watcher.observer.skip(path, folder, result)
         return result
     folder.mkdir(parents=True, exist_ok=True)
-    stages, places = {}, {}
+    stages, places = {}, dict(beside or {})
     for name, inner in job.stages.items():
         here = dataclasses.replace(inner.launch, backend=job.launch.backend, address=job.launch.address)
         stage = dataclasses.replace(inner, launch=here)
-        places[name] = folder / "stages" / name
-        stages[name] = _tree(_join(path, f"stages.{name}"), stage, places[name], watcher)
+        place = folder / "stages" / name
+        stages[name] = _tree(_join(path, f"stages.{name}"), stage, place, watcher, places)
+        places[name] = place
     job = assembly.with_stage_weights(job, places)
     alone = None
     if job.baseline and job.losses:
@@ -273,10 +273,11 @@ def _one(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]
     watcher.observer.begin(path, job, folder, total)
     try:
         host = _local if job.launch.backend == "local" else _on_ray
-        teachers, learned = host(path, job, plans, known, folder, watcher)
+        measured, learned = host(path, job, plans, known, folder, watcher)
     finally:
         watcher.active = None
-    exchange = learned.pop("exchange")
+    exchange, dropped = learned.pop("exchange"), learned.pop("dropped")
+    teachers = {name: measured[name] | ({"dropped_at": dropped[name]} if name in dropped else {}) for name in job.teachers}
     return {
         "name": job.name,
         "seed": job.seed,
@@ -286,6 +287,7 @@ def _one(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
         "seconds": round(time.time() - started, 3),
         "teachers": teachers,
+        "ensemble": measured.get(""),
         "student": {"model": job.student.model, "parameters": _parameters(job.student, known)} | learned,
         "exchange": exchange,
     }
@@ -297,7 +299,12 @@ def _local(
     from raykd.launch.hosts import Asked
 
     sources = assembly.local_sources(job, plans, known, pickled=True)
-    teachers = {name: _measure_here(path, job, name, sources[name].teacher, watcher) for name in sources}  # type: ignore[attr-defined]
+    homes = {name: source for source, members in assembly.groups(job).items() for name in members}
+    models = {}
+    for name in job.teachers:
+        committee = getattr(sources[homes[name]], "committee", None) or assembly.make_committee(job, (name,), known)
+        models[name] = committee.teachers[name].logits
+    teachers = _told(path, job, known, measuring.here(job, _teacher_split(job), models) if models else {}, watcher)
     asked = Asked(folder)
 
     def should_stop() -> bool:
@@ -313,18 +320,11 @@ def _on_ray(
     from raykd.launch import hosts, replicas
 
     watcher.observer.note(f"Resources: {_fitted(job).text}.")
-    handles = replicas.start(job, plans, known)
+    handles = replicas.start(job, known)
     try:
         watcher.check()
-        split = _teacher_split(job)
-        teachers = {}
-        for name, spec in job.teachers.items():
-            if name in handles:
-                found = replicas.accuracy(name, handles[name], split, job.launch.retries, job.launch.start_timeout_s)
-                teachers[name] = _measured(path, spec, name, found, _parameters(spec, known), watcher)
-            else:
-                teacher = assembly.make_teacher(job, name, plans, known)
-                teachers[name] = _measure_here(path, job, name, teacher, watcher)
+        found = replicas.accuracies(job, known, handles, _teacher_split(job)) if job.teachers else {}
+        teachers = _told(path, job, known, found, watcher)
         config = {"job": job, "plans": plans, "facts": known, "folder": str(folder), "handles": handles}
         watcher.check()
         host = hosts.train if job.launch.host == "train" else hosts.actors
@@ -359,21 +359,20 @@ def _teacher_split(job: Job) -> str:
     return "test" if job.data.test is not None else "eval"
 
 
-def _measure_here(path: str, job: Job, name: str, teacher: Any, watcher: _Watcher) -> dict[str, Any]:
-    split = _teacher_split(job)
-    found = evaluate(teacher.logits, evaluation_batches(open_data(job.data, split), 128))
-    accuracy = {"top1": found.top1, "top5": found.top5, "count": found.count, "split": split}
-    parameters = sum(p.numel() for p in teacher.tapped.model.parameters())
-    return _measured(path, job.teachers[name], name, accuracy, parameters, watcher)
-
-
-def _measured(
-    path: str, spec: Any, name: str, accuracy: Mapping[str, Any], parameters: int, watcher: _Watcher
-) -> dict[str, Any]:
-    found = dict(accuracy) | {"model": spec.model, "weights": spec.weights, "source": "measured here"}
-    found["parameters"] = parameters
-    watcher.observer.teacher(path, name, found["split"], found)
-    return found
+def _told(
+    path: str, job: Job, known: Facts, measured: Mapping[str, dict[str, Any]], watcher: _Watcher
+) -> dict[str, dict[str, Any]]:
+    """Accuracies with what they are of, passed on: each teacher's, and under "" the ensemble's."""
+    told = {}
+    for name, spec in job.teachers.items():
+        facts = {"model": spec.model, "weights": spec.weights, "source": "measured here"}
+        told[name] = measured[name] | facts | {"parameters": _parameters(spec, own_facts(spec, known))}
+        watcher.observer.teacher(path, name, told[name]["split"], told[name])
+    if "" in measured:
+        who = measuring.ballot(job)
+        told[""] = measured[""] | {"aggregate": who.how, "teachers": list(who.ensemble), "source": "measured here"}
+        watcher.observer.teacher(path, f"ensemble, {who.how}", told[""]["split"], told[""])
+    return told
 
 
 def _parameters(spec: Network, known: Facts) -> int:

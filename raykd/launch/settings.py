@@ -10,7 +10,7 @@ import re
 import torch
 
 from raykd import catalogue
-from raykd.config import Job, Network
+from raykd.config import Job, Loss, Network
 from raykd.data.splits import has_split
 from raykd.errors import RaykdError, near
 from raykd.launch import assembly
@@ -18,6 +18,8 @@ from raykd.roles.losses import schedule
 from raykd.roles.optimisation import optimizer, rate
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
+HEARD = ("prepare", "on_epoch", "stages", "before_forward", "step")  # hooks that the offline scheme calls
+SHARED = ("replicas", "inputs", "resources", "max_restarts", "on_loss", "codec")  # settings of an actor, not of a teacher
 
 
 def names(job: Job) -> list[str]:
@@ -68,7 +70,7 @@ def losses(job: Job) -> list[str]:
     heard: set[str] = set()
     for name, loss in job.losses.items():
         method = catalogue.method(loss.method)
-        listens = any(p.startswith("teacher_") for p in method.parameters)
+        listens = method.teacher_role is not None
         teachers = [t for t in loss.teachers or job.teachers if t in job.teachers] if listens else []
         heard |= set(teachers)
         if loss.teachers and not listens:
@@ -82,6 +84,7 @@ def losses(job: Job) -> list[str]:
         except RaykdError as error:
             found.append(f"losses.{name}.{error}")
         found += _hooks(name, method)
+        found += _together(name, loss, method, job)
     if not job.losses and job.teachers:
         found.append("losses: the job has teachers and no loss that listens to them. Add one, for example losses={'kd': {}}.")
     elif deaf := [t for t in job.teachers if t not in heard]:
@@ -91,11 +94,63 @@ def losses(job: Job) -> list[str]:
     return found
 
 
+def _together(name: str, loss: Loss, method: catalogue.Method, job: Job) -> list[str]:
+    """What a loss cannot do with the teachers it listens to together."""
+    found = []
+    teachers = {t: job.teachers[t] for t in loss.teachers or job.teachers if t in job.teachers}
+    maps = [t for t, spec in teachers.items() if spec.label_map is not None]
+    if loss.aggregate is not None and maps:
+        found.append(
+            f"losses.{name}.aggregate: expected teachers of the same classes, got a label_map of {', '.join(maps)}. "
+            "Leave `aggregate` out: the loss is then applied to each teacher, on its classes."
+        )
+    if maps and method.teacher_role == "teacher" and "labels" in method.parameters:
+        found.append(
+            f"losses.{name}: {method.slug} reads labels, which {', '.join(maps)} knows only in part (label_map). "
+            f"Use a loss of logits alone, or name other teachers in losses.{name}.teachers."
+        )
+    droppable = [t for t, spec in teachers.items() if spec.on_loss == "drop"]
+    if droppable and method.teacher_role == "teachers" and method.trains:
+        found.append(
+            f"teachers.{droppable[0]}.on_loss: {method.slug} trains parts for each of its teachers and cannot go on without one. "
+            "Set on_loss='stop'."
+        )
+    if droppable and method.teacher_role is not None and len(teachers) == 1:
+        found.append(f"teachers.{droppable[0]}.on_loss: losses.{name} listens to this teacher alone. Set on_loss='stop'.")
+    return found
+
+
+def actors(job: Job) -> list[str]:
+    """Teachers that share an actor, or a label map, and cannot."""
+    found = []
+    for actor, names in assembly.groups(job).items():
+        first = job.teachers[names[0]]
+        for name in names[1:]:
+            differ = [s for s in SHARED if getattr(job.teachers[name], s) != getattr(first, s)]
+            found += [
+                f"teachers.{name}.{setting}: expected that of {names[0]!r}, with which it shares the actor {actor!r}. Make them equal."
+                for setting in differ
+            ]
+        if len(names) > 1 and actor in job.teachers and actor not in names:
+            found.append(f"teachers.{names[0]}.actor: {actor!r} is the name of a teacher with actors of its own. Rename it.")
+    for name, spec in job.teachers.items():
+        if spec.actor is not None and spec.placement != "pool":
+            found.append(f"teachers.{name}.actor: only teachers in a pool share actors, got placement={spec.placement!r}.")
+        over = [c for c in spec.label_map or () if c >= job.data.num_classes]
+        if over:
+            found.append(
+                f"teachers.{name}.label_map: expected classes 0..{job.data.num_classes - 1} (data.num_classes), got {over[0]}."
+            )
+        if spec.label_map is not None and not spec.label_map:
+            found.append(f"teachers.{name}.label_map: expected the student's class of each of its classes, got none.")
+    return found
+
+
 def _hooks(name: str, method: catalogue.Method) -> list[str]:
     found = []
     if method.scheme != "offline":
         found.append(f"losses.{name}: {method.slug} is a method of the {method.scheme} scheme; this job is offline.")
-    unheard = [h for h in method.hooks if h not in ("prepare", "on_epoch")]
+    unheard = [h for h in method.hooks if h not in HEARD]
     if unheard:
         found.append(f"losses.{name}: {method.slug} defines {', '.join(unheard)}, which the offline scheme does not call.")
     try:
@@ -128,9 +183,10 @@ def optimisation(job: Job) -> list[str]:
     return found
 
 
-def weights(job: Job) -> list[str]:
-    """Where weights come from, as far as it is said."""
+def weights(job: Job, beside: tuple[str, ...] = ()) -> list[str]:
+    """Where weights come from, as far as it is said; `beside`: stages that run before this job."""
     found = []
+    stages = (*beside, *job.stages)
     specs: dict[str, Network] = {"student": job.student, **{f"teachers.{n}": t for n, t in job.teachers.items()}}
     for path, spec in specs.items():
         if "num_classes" in spec.options:
@@ -143,6 +199,6 @@ def weights(job: Job) -> list[str]:
             found.append(f"{path}.options: published weights come with the model as published. Leave options out.")
         if (spec.weights or "").startswith(assembly.STAGE):
             stage = str(spec.weights)[len(assembly.STAGE) :]
-            if stage not in job.stages:
-                found.append(f"{path}.weights: no stage {stage!r} in this job. {near(stage, job.stages)}")
+            if stage not in stages:
+                found.append(f"{path}.weights: no stage {stage!r} in this job, or before it. {near(stage, stages)}")
     return found

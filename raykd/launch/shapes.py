@@ -17,6 +17,7 @@ from raykd import catalogue, models
 from raykd.config import Job, Network
 from raykd.errors import ModelError, RaykdError, SignalError, told
 from raykd.launch import assembly
+from raykd.roles.learner import shapes_of
 from raykd.roles.losses import BoundLoss, Plan
 from raykd.roles.network import Facts, Tapped, input_shape, model_options
 from raykd.signals import Signal, Signals
@@ -63,9 +64,9 @@ def model(spec: Network, known: Facts) -> Model:
 
 def check_layers(plan: Plan, built: Mapping[str, Model]) -> None:
     """Raises SignalError where a layer that a loss reads is not in its model."""
-    for role, name in (("student", "student"), ("teacher", plan.teacher)):
-        for signal in plan.wanted(role):
-            if name is not None and signal.layer is not None:
+    for name, wanted in (("student", plan.student), *((t, plan.asks(t)) for t in plan.teachers)):
+        for signal in wanted:
+            if signal.layer is not None:
                 models.resolve(built[name].module, signal.layer)
 
 
@@ -79,7 +80,8 @@ def signals(found: Model, wanted: list[Signal], known: Facts, batch: int) -> Sig
     tapped = Tapped(found.spec, found.module.eval(), wanted, known, found.device)
     try:
         with torch.no_grad():
-            seen = tapped(torch.zeros((count, *known.shape), dtype=torch.uint8, device=found.device))
+            images = torch.zeros((count, *known.shape), dtype=torch.uint8, device=found.device)
+            seen = tapped(images) | (tapped(images, key=0) if any(s.view for s in wanted) else {})
     finally:
         tapped.close()
     if not isinstance(seen["logits"], Tensor):
@@ -96,7 +98,7 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
     Args:
         job: resolved.
         plan: the loss.
-        seen: "student" and each teacher -> its signals.
+        seen: "student" and each teacher -> its signals; of an aggregate, its key too.
         known: of the data.
         batch: samples of a worker's batch.
 
@@ -106,11 +108,14 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
     Raises:
         RaykdError: the shapes do not fit, or the loss answers with something that is no loss.
     """
-    roles = {"student": {k: _trained(v) for k, v in seen["student"].items()}}
-    roles |= {"teacher": seen[plan.teacher]} if plan.teacher else {}
+    roles: dict[str, Any] = {"student": {k: _trained(v) for k, v in seen["student"].items()}}
+    if plan.lists:
+        roles["teachers"] = [seen[name] for name in plan.teachers]
+    elif plan.teachers:
+        roles["teacher"] = seen[plan.teachers[0]]
     try:
         with META:
-            shapes = {role: {k: tuple(v.shape[1:]) for k, v in found.items()} for role, found in roles.items()}
+            shapes = {role: shapes_of(found) for role, found in roles.items()}
             loss = BoundLoss(plan, shapes, known, torch.zeros(known.num_samples, dtype=torch.int64), job)
             loss.to(torch.float64 if job.student.dtype == "float64" else torch.float32)
             fields = {name: torch.zeros(batch, dtype=torch.int64) for name in ("labels", "sample_index")}
@@ -119,7 +124,9 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
     except RaykdError:
         raise
     except Exception as error:
-        given = [f"{s.key} {list(roles[w.parameter.role][s.key].shape)}" for w in plan.wires for s in w.signals]
+        there = [*plan.student, *(s for t in plan.teachers for s in plan.asks(t))]
+        every = [seen["student"], *(seen[t] for t in plan.teachers)]
+        given = [f"{s.key} {list(own[s.key].shape)}" for s in there for own in every if s.key in own]
         raise SignalError(
             f"expected a loss that runs on {', '.join(dict.fromkeys(given))}, got {told(error, str(plan.method.path))}. "
             "Look at that line, or choose other layers."
@@ -130,7 +137,7 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
     return sum(p.numel() for p in loss.parameters()), coupled or assembly.couples_batch(plan)
 
 
-def _call(loss: BoundLoss, fields: Mapping[str, Tensor], roles: Mapping[str, Signals]) -> dict[str, Any] | None:
+def _call(loss: BoundLoss, fields: Mapping[str, Tensor], roles: Mapping[str, Any]) -> dict[str, Any] | None:
     """The terms; None where the loss reads values."""
     try:
         with torch.enable_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -188,6 +188,18 @@ class Taps:
         if seen:
             return head + f"got {seen} firing(s). Choose one of {layer.name.partition('#')[0]}#1 ... #{seen}."
         return head + f"it never fired. Choose a layer that runs. {near(layer.name, layers(self.model))}"
+
+
+def replace_output(model: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """From now on the model goes on with `change(output)` where the layer `name` yields output; undone by the handle's `remove()`.
+
+    Raises:
+        SignalError: no such layer, or it names an input or one firing of several.
+    """
+    layer = resolve_all(model, [name])[0]
+    if layer.side != "out" or layer.call is not None or not layer.path:
+        raise SignalError(f"layer {name!r}: expected a layer whose output can be replaced. Name a stage or a module.")
+    return model.get_submodule(layer.path).register_forward_hook(lambda _module, _args, output: change(output))
 
 
 def _switch_off_inplace(model: nn.Module) -> None:

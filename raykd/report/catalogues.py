@@ -16,7 +16,7 @@ from raykd.errors import ConfigError, near
 from raykd.report.console import print_table
 from raykd.report.tables import plain
 
-KINDS = ("methods", "models", "recipes", "signals")
+KINDS = ("methods", "models", "recipes", "signals", "aggregators")
 BASE_SIGNALS = {
     "logits": "class scores, [b c]",
     "embedding": "pooled input of the classifier, [b d]",
@@ -40,6 +40,8 @@ def listing(kind: str, section: str | None = None) -> dict[str, Any]:
         from raykd.resolve import RECIPES
 
         return {"recipes": {name: plain(settings) for name, settings in RECIPES.items()}}
+    if kind == "aggregators":
+        return {"aggregators": _aggregators()}
     return {"signals": _signals(), "roles": list(signals.ROLES), "other_parameters": list(signals.PLAIN_NAMES)}
 
 
@@ -61,6 +63,10 @@ def print_listing(console: Console, kind: str, found: Mapping[str, Any]) -> None
         settings = list(dict.fromkeys(s for r in found["recipes"].values() for s in r))
         body = [(s, *(str(found["recipes"][n].get(s, "-")) for n in names)) for s in settings]
         print_table(console, ("training.*", *names), body)
+    elif kind == "aggregators":
+        body = [(a["name"], _lines(a["reads"]), a["about"]) for a in found["aggregators"]]
+        print_table(console, ("aggregator", "reads beside logits", "what"), body)
+        console.print(Text('Loss("kd", aggregate="mean_probs") hears several teachers as one. docs/many-teachers.md'))
     else:
         body = [(s["name"], s["parent"] or "-", _lines(s["options"]) or "-", s["about"]) for s in found["signals"]]
         print_table(console, ("signal", "derived from", "options", "what"), body)
@@ -124,6 +130,20 @@ def _section(section: str | None) -> list[Method]:
         known = sorted({m.section for m in methods} | {m.path.parent.name for m in methods})
         raise ConfigError(f"--section {section}: no method in it. {near(section, known)}")
     return found
+
+
+def _aggregators() -> list[dict[str, Any]]:
+    tree = ast.parse((catalogue.PACKAGE / "parts" / "aggregators.py").read_text())
+    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.args.args and n.args.args[0].arg == "logits"]
+    return [
+        {
+            "name": n.name,
+            "reads": [a.arg for a in (*n.args.args[1:], *n.args.kwonlyargs)],
+            "about": (ast.get_docstring(n) or "").split("\n")[0],
+        }
+        for n in functions
+        if not n.name.startswith("_")
+    ]
 
 
 def _signals() -> list[dict[str, Any]]:

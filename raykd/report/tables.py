@@ -55,6 +55,9 @@ def rows(result: Result, stage: str = "") -> list[Row]:
         found += rows(inner, f"{stage}{name}: ")
     for name, teacher in (result.get("teachers") or {}).items():
         found.append(_teacher(f"{stage}teacher {name}", teacher))
+    if result.get("ensemble"):
+        ensemble = result["ensemble"]
+        found.append(_teacher(f"{stage}ensemble of {len(ensemble['teachers'])}", ensemble | {"model": ensemble["aggregate"]}))
     if result.get("baseline"):
         found.append(_student(f"{stage}student alone", result["baseline"]))
     if result.get("student"):
@@ -84,6 +87,11 @@ def comparisons(result: Result) -> list[str]:
 def flags(result: Result) -> list[str]:
     """What should not be overlooked: a distilled student below its baseline, here and in stages."""
     found = [f"stage {name}: {flag}" for name, inner in (result.get("stages") or {}).items() for flag in flags(inner)]
+    found += [
+        f"Teacher {name} was lost at step {teacher['dropped_at']:,}; the others went on without it."
+        for name, teacher in (result.get("teachers") or {}).items()
+        if "dropped_at" in teacher
+    ]
     both = _both(result.get("student") or {}, result.get("baseline") or {})
     if both is not None and both[1] < both[2]:
         measure, ours, alone = both

@@ -79,7 +79,8 @@ class Terminal(Observer):
     def teacher(self, path: str, name: str, split: str, accuracy: dict[str, Any]) -> None:
         """A teacher was measured."""
         where = f"{path}: " if path else ""
-        self._say(f"{where}teacher {name}, {split} split, {tables.HERE}: {tables.sentence(accuracy)}")
+        who = name if name.startswith("ensemble, ") else f"teacher {name}"
+        self._say(f"{where}{who}, {split} split, {tables.HERE}: {tables.sentence(accuracy)}")
 
     def note(self, text: str) -> None:
         """One line worth reading."""

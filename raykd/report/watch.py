@@ -83,6 +83,10 @@ class Watch:
     def _take(self, record: Record, live: bool) -> list[Remark]:
         if record.get("kind") == "eval":
             return self._evaluation(record, live)
+        if record.get("kind") == "dropped":
+            names = ", ".join(record["teachers"])
+            text = f"{self.title}: teacher {names} is lost; the others go on without it from step {record['step']:,}"
+            return [Remark("warn", text)] if live else []
         if record.get("kind") != "step":
             return []
         self.progress.add(record, live)

@@ -24,6 +24,28 @@ class Accuracy:
         return f"{100 * self.top1:.2f} %{top5} ({self.count} images)"
 
 
+Counts = tuple[int, int, int, int]
+"""Right at 1, right at 5, images, and 1 if right at 5 means something (above five classes)."""
+
+
+def count_right(scores: Tensor, labels: Tensor, label_map: tuple[int, ...] | None = None) -> Counts:
+    """Counts right answers.
+
+    Args:
+        scores: `[b c]`.
+        labels: `[b]`.
+        label_map: the label of each of the model's classes; images of other labels do not count. None: class = label.
+    """
+    classes = scores.shape[-1]
+    top = scores.topk(min(5, classes), dim=-1).indices
+    counted = torch.ones_like(labels, dtype=torch.bool)
+    if label_map is not None:
+        own = torch.tensor(label_map)
+        top, counted = own[top], torch.isin(labels, own)
+    right = (top == labels[:, None]) & counted[:, None]
+    return int(right[:, 0].sum()), int(right.any(dim=1).sum()), int(counted.sum()), int(classes > 5)
+
+
 @torch.no_grad()
 def evaluate(logits: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, Tensor]]) -> Accuracy:
     """Counts right answers over this worker's batches, summed over the workers.
@@ -33,15 +55,11 @@ def evaluate(logits: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, 
         batches: with `images` and `labels` `[b]`.
     """
     counts = torch.zeros(3, dtype=torch.float64)
-    classes = 0
+    ranked = 0
     for batch in batches:
-        scores = logits(batch["images"]).float().cpu()
-        classes = scores.shape[-1]
-        labels = batch["labels"]
-        top = scores.topk(min(5, classes), dim=-1).indices
-        right = top == labels[:, None]
-        counts += torch.tensor([right[:, 0].sum(), right.any(dim=1).sum(), len(labels)], dtype=torch.float64)
+        *right, ranked = count_right(logits(batch["images"]).float().cpu(), batch["labels"])
+        counts += torch.tensor(right, dtype=torch.float64)
     top1, top5, count = all_sum(counts).tolist()
     if not count:
         return Accuracy(0.0, None, 0)
-    return Accuracy(top1 / count, top5 / count if classes > 5 else None, int(count))
+    return Accuracy(top1 / count, top5 / count if ranked else None, int(count))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.hooks import RemovableHandle
 
 from raykd.config import Job
 from raykd.data.keys import derive
 from raykd.errors import ConfigError, DivergenceError, SignalError
+from raykd.models.taps import replace_output
+from raykd.roles.hearing import Heard, hear, with_aggregates
 from raykd.roles.losses import BoundLoss, Plan
 from raykd.roles.network import Facts, Tapped, build
 from raykd.roles.optimisation import all_sum, average_buffers, optimizer, rate, sync_gradients, world_size
 from raykd.signals import Signal, Signals
 
-TeacherSignals = Mapping[str, Signals]
+TeacherSignals = Mapping[str, Signals]  # teacher, or key of an aggregate -> its signals
 
 
 @dataclass
@@ -68,7 +71,7 @@ class Learner:
             self.student = build(job.student, facts, device)
         if job.training.sync_batchnorm and world_size() > 1 and device.type == "cuda":
             self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
-        wanted: list[Signal] = [s for plan in plans for s in plan.wanted("student")]
+        wanted: list[Signal] = [s for plan in plans for s in plan.student]
         self.tapped = Tapped(job.student, self.student, wanted, facts, device)
         self.ema = self._averaged()
         self.losses: dict[str, BoundLoss] = {}
@@ -93,11 +96,14 @@ class Learner:
             student = self.tapped(batch["images"])
         for module, mode in modes.items():
             module.training = mode
+        answers = with_aggregates(self.plans, teacher_signals, _on_cpu(batch), self.job.seed)
         for plan in self.plans:
-            seen = {"student": student} | ({"teacher": teacher_signals[plan.teacher]} if plan.teacher else {})
-            shapes = {role: {k: tuple(v.shape[1:]) for k, v in signals.items()} for role, signals in seen.items()}
+            heard = hear(plan, self.plans, answers)
+            roles = {"student": student} | (heard.roles if heard is not None else {})
             try:
-                bound = BoundLoss(plan, shapes, self.facts, self.labels, self.job)
+                bound = BoundLoss(
+                    plan, {role: shapes_of(found) for role, found in roles.items()}, self.facts, self.labels, self.job
+                )
             except (SignalError, ValueError) as error:
                 raise SignalError(f"losses.{plan.name}: {error}") from None
             dtype = torch.float64 if self.job.student.dtype == "float64" else torch.float32
@@ -113,7 +119,7 @@ class Learner:
 
         Args:
             batch: fields of this worker's batch, images uint8.
-            teacher_signals: teacher -> signals of that batch.
+            teacher_signals: teacher (or key of an aggregate) -> signals of that batch; one that has gone is left out.
             global_count: samples in the batches of all workers together.
             stop: this worker was asked to stop; the report says whether any was.
 
@@ -128,7 +134,8 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         chunks = self.job.training.accumulate
         gradients: dict[str, Tensor] = {}
-        for chunk, (part, signals) in enumerate(_chunks(batch, teacher_signals, chunks, self.device)):
+        answers = with_aggregates(self.plans, teacher_signals, batch, self.job.seed)
+        for chunk, (part, signals) in enumerate(_chunks(batch, answers, chunks, self.device)):
             terms = self._terms(part, signals, global_count, epoch, chunk)
             if measure:
                 self._add_gradients(terms, gradients)
@@ -150,21 +157,46 @@ class Learner:
         self, batch: Mapping[str, Tensor], signals: TeacherSignals, global_count: int, epoch: int, chunk: int
     ) -> dict[str, Tensor]:
         """Weighted terms of this worker's loss, each already divided by the global count: name -> `[]`."""
-        student = self.tapped(batch["images"])
+        heard = {label: hear(loss.plan, self.plans, signals) for label, loss in self.losses.items()}
+        for label, loss in self.losses.items():
+            if (own := heard[label]) is not None:
+                loss.step(self, batch, own.roles)
+        student = self._forward(batch["images"], heard)
         count = len(batch["labels"])
         terms = {}
         if self.job.ce_weight:
             terms["ce"] = self.job.ce_weight * self._cross_entropy(student["logits"], batch).sum() / global_count
         time = self.step_count / self.steps_per_epoch
         for label, loss in self.losses.items():
-            roles = {"student": student} | ({"teacher": signals[loss.plan.teacher]} if loss.plan.teacher else {})
-            factor = loss.weight * loss.factor(time)
-            for term, value in loss(batch, roles, epoch, self.step_count, self.rank, chunk).items():
+            if (own := heard[label]) is None:
+                continue
+            factor = loss.weight * loss.factor(time) * own.factor
+            roles = {"student": student} | own.roles
+            for term, value in loss(batch, roles, epoch, self.step_count, self.rank, chunk, own.of).items():
                 reduced = value.sum() / global_count if value.ndim else value * (count / global_count)
                 terms[f"{label}.{term}" if term else label] = factor * reduced
         if not terms:
             raise ConfigError("ce_weight: 0 without any other loss leaves nothing to learn from. Set it, or add a loss.")
         return terms
+
+    def _forward(self, images: Tensor, heard: Mapping[str, Heard | None]) -> Signals:
+        """The student's signals, with what methods put into its layers for this forward."""
+        handles: list[RemovableHandle] = []
+        for label, loss in self.losses.items():
+            own = heard[label]
+            if own is None or "before_forward" not in loss.plan.method.hooks:
+                continue
+            layers = loss.plan.student_layers
+
+            def modify(place: int, change: Callable[[Tensor], Tensor], layers: tuple[str, ...] = layers) -> None:
+                handles.append(replace_output(self.student, layers[place], change))
+
+            loss.before_forward(modify, own.roles)
+        try:
+            return self.tapped(images)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _cross_entropy(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         smooth = self.job.training.label_smoothing
@@ -248,6 +280,17 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+
+
+def shapes_of(found: Any) -> Any:
+    """Shapes without the batch axis of one model's signals, or of several models'."""
+    if isinstance(found, list):
+        return [shapes_of(own) for own in found]
+    return {key: tuple(value.shape[1:]) for key, value in found.items()}
+
+
+def _on_cpu(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in batch.items()}
 
 
 def _chunks(batch: Mapping[str, Tensor], signals: TeacherSignals, count: int, device: torch.device) -> Any:

@@ -15,32 +15,50 @@ from raykd import catalogue
 from raykd.config import Job, Loss
 from raykd.data.keys import derive, torch_generator
 from raykd.errors import ConfigError, RaykdError, SignalError, near, told
+from raykd.parts.aggregators import aggregators
 from raykd.roles.network import Facts
 from raykd.roles.optimisation import world_size
-from raykd.signals import Signal, Signals, Wire, wires
-
-Layers = Mapping[str, list[str]]
+from raykd.signals import CLASSES, Aggregate, Signal, Wire, wires
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One loss of a job listening to one teacher (None: to the student only): what to call and with what."""
+    """One loss of a job, connected: what to call and with what.
+
+    It listens to nobody but the student, to one teacher, or to several: as a list (`teachers_...`) or as one aggregate.
+    """
 
     name: str
     loss: Loss
     method: catalogue.Method
-    teacher: str | None
+    teachers: tuple[str, ...]
     share: float
     wires: tuple[Wire, ...]
+    aggregate: Aggregate | None = None
+    classes: tuple[tuple[int, ...] | None, ...] = ()  # label_map of each teacher
+    student_layers: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """Name in metrics and checkpoints: `kd`, or `kd.resnet56` where the loss listens to several teachers."""
-        return self.name if self.teacher is None or self.share == 1.0 else f"{self.name}.{self.teacher}"
+        """Name in metrics and checkpoints: `kd`, or `kd.resnet56` where the loss is applied to several teachers in turn."""
+        return self.name if len(self.teachers) != 1 or self.share == 1.0 else f"{self.name}.{self.teachers[0]}"
 
-    def wanted(self, role: str) -> list[Signal]:
-        """What this loss asks of a role."""
-        return [s for w in self.wires if w.parameter.role == role for s in w.signals]
+    @property
+    def lists(self) -> bool:
+        """Whether it takes lists over teachers."""
+        return any(w.parameter.role == "teachers" for w in self.wires)
+
+    @property
+    def student(self) -> list[Signal]:
+        """What it asks of the student."""
+        return [s for w in self.wires if w.parameter.role == "student" for s in w.signals]
+
+    def asks(self, teacher: str) -> list[Signal]:
+        """What it asks of a teacher."""
+        if teacher not in self.teachers:
+            return []
+        place = self.teachers.index(teacher) if self.lists else 0
+        return [s for w in self.wires if w.parameter.role in ("teacher", "teachers") for s in w.models[place]]
 
 
 def plans(job: Job, stages: Mapping[str, list[str]]) -> list[Plan]:
@@ -56,49 +74,85 @@ def plans(job: Job, stages: Mapping[str, list[str]]) -> list[Plan]:
     found = []
     for name, loss in job.losses.items():
         method = catalogue.method(loss.method)
-        listens = any(p.startswith("teacher_") for p in method.parameters)
-        teachers: list[str | None] = list(loss.teachers or job.teachers) if listens else [None]
-        if not teachers:
+        role = method.teacher_role
+        teachers = tuple(loss.teachers or job.teachers) if role else ()
+        if role and not teachers:
             raise ConfigError(f"losses.{name}: {method.slug} listens to a teacher and the job has none. Add one to `teachers`.")
-        total = sum(job.teachers[t].weight for t in teachers if t is not None) or 1.0
-        for teacher in teachers:
-            share = job.teachers[teacher].weight / total if teacher is not None else 1.0
-            layers = {
-                "student": _layers(loss, "student", stages["student"]),
-                "teacher": _layers(loss, "teacher", stages[teacher]) if teacher is not None else (),
-            }
-            try:
-                wired = wires(method.parameters, layers, loss.options, catalogue.derived())
-                _check_roles(wired, method.scheme)
-                _check_pairs(wired, loss, layers)
-            except SignalError as error:
-                raise SignalError(f"losses.{name}: {error}") from None
-            found.append(Plan(name, loss, method, teacher, share, wired))
+        try:
+            found += _plans(name, loss, method, role, teachers, job, stages)
+        except SignalError as error:
+            raise SignalError(f"losses.{name}: {error}") from None
     return found
 
 
-def _layers(loss: Loss, role: str, stages: list[str]) -> tuple[str, ...]:
-    named = loss.layers.get(role, ()) if isinstance(loss.layers, Mapping) else (loss.layers or ())
-    return tuple(stages) if named == ("stages",) else tuple(named)
+def _plans(
+    name: str,
+    loss: Loss,
+    method: catalogue.Method,
+    role: str | None,
+    teachers: tuple[str, ...],
+    job: Job,
+    stages: Mapping[str, list[str]],
+) -> list[Plan]:
+    own = _layers(loss, "student", stages["student"])
+    theirs = {t: _layers(loss, t, stages[t]) for t in teachers}
+    weights = {t: job.teachers[t].weight for t in teachers}
+
+    def plan(heard: tuple[str, ...], share: float, aggregate: Aggregate | None = None) -> Plan:
+        layers: dict[str, tuple[Any, ...]] = {"student": own, "teachers": tuple(theirs[t] for t in heard)}
+        layers["teacher"] = theirs[heard[0]] if heard and aggregate is None else ()
+        wired = wires(method.parameters, layers, loss.options, catalogue.derived(), catalogue.views())
+        _check_roles(wired, method.scheme)
+        for layer_names in layers["teachers"] or ((),):
+            _check_pairs(wired, loss, own, layer_names)
+        classes = tuple(job.teachers[t].label_map for t in heard)
+        return Plan(name, loss, method, heard, share, wired, aggregate, classes, own)
+
+    if loss.aggregate is not None:
+        if [p for p in method.parameters if p.startswith("teacher")] != ["teacher_logits"]:
+            wanted = "a loss whose only signal of a teacher is teacher_logits"
+            raise SignalError(f"aggregate: expected {wanted}, got {method.slug}. Leave `aggregate` out.")
+        temperature = float(loss.options.get("temperature", 1.0))
+        return [plan(teachers, 1.0, Aggregate(_aggregator(loss.aggregate), teachers, tuple(weights.values()), temperature))]
+    if role != "teacher":
+        return [plan(teachers, 1.0)]
+    total = sum(weights.values()) or 1.0
+    return [plan((t,), weights[t] / total) for t in teachers]
+
+
+def _aggregator(name: str) -> str:
+    known = aggregators()
+    if name not in known:
+        raise SignalError(f"aggregate: no aggregator {name!r}. {near(name, known)}")
+    return name
+
+
+def _layers(loss: Loss, model: str, stages: list[str]) -> tuple[str, ...]:
+    """The layers a loss reads of the student, or of a teacher: of its own name where the loss names it, else of all."""
+    if isinstance(loss.layers, Mapping):
+        named = loss.layers.get(model, loss.layers.get("teacher", ()) if model != "student" else ())
+    else:
+        named = loss.layers or ()
+    return tuple(stages) if tuple(named) == ("stages",) else tuple(named)
 
 
 def _check_roles(wired: tuple[Wire, ...], scheme: str) -> None:
     for wire in wired:
-        if wire.parameter.role not in ("student", "teacher"):
+        if wire.parameter.role not in ("student", "teacher", "teachers"):
             raise SignalError(
                 f"{wire.parameter.name}: expected a signal of student or teacher, got one of {wire.parameter.role} "
                 f"({scheme} scheme). Nothing answers for that role here."
             )
 
 
-def _check_pairs(wired: tuple[Wire, ...], loss: Loss, layers: Mapping[str, tuple[str, ...]]) -> None:
-    roles = {w.parameter.role for w in wired if w.parameter.plural}
-    if {"student", "teacher"} <= roles and len(layers["student"]) != len(layers["teacher"]):
+def _check_pairs(wired: tuple[Wire, ...], loss: Loss, own: tuple[str, ...], theirs: tuple[str, ...]) -> None:
+    roles = {w.parameter.role.rstrip("s") for w in wired if w.parameter.plural}
+    if {"student", "teacher"} <= roles and len(own) != len(theirs):
         raise SignalError(
-            f"layers: expected as many of the student as of the teacher, got {list(layers['student'])} and "
-            f"{list(layers['teacher'])}. Name the pairs: layers={{'student': (...), 'teacher': (...)}}."
+            f"layers: expected as many of the student as of the teacher, got {list(own)} and "
+            f"{list(theirs)}. Name the pairs: layers={{'student': (...), 'teacher': (...)}}."
         )
-    if roles and not layers["student"]:
+    if roles and not own:
         raise SignalError(f"layers: {loss.method} reads layers and neither job nor method names any. Set `layers`.")
 
 
@@ -131,20 +185,19 @@ class BoundLoss(nn.Module):
 
     Args:
         plan: what it listens to.
-        shapes: role -> key -> shape without the batch axis, from the probe batch.
+        shapes: role -> key -> shape without the batch axis, from the probe batch; for `teachers` one such mapping a teacher.
         facts: of the training set.
         labels: of the training set, `[n]` int64.
         job: for seed and dtype.
     """
 
-    def __init__(
-        self, plan: Plan, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], facts: Facts, labels: Tensor, job: Job
-    ) -> None:
+    def __init__(self, plan: Plan, shapes: Mapping[str, Any], facts: Facts, labels: Tensor, job: Job) -> None:
         super().__init__()
         self.plan = plan
         self.seed = job.seed
         self.weight = float(plan.loss.options["weight"]) * plan.share
         self.factor = schedule(str(plan.loss.options["schedule"]))
+        self._num_classes = facts.num_classes
         self._facts = {"num_samples": facts.num_samples, "num_classes": facts.num_classes, "dataset_labels": labels}
         called = plan.method.accepts.get("forward" if plan.method.trains else "loss", ())
         self._options = self._chosen(called)
@@ -152,24 +205,35 @@ class BoundLoss(nn.Module):
         self.module: nn.Module | None = self._build(self._target, shapes) if plan.method.trains else None
 
     def forward(
-        self, batch: Mapping[str, Tensor], signals: Mapping[str, Signals], epoch: int, step: int, rank: int, chunk: int = 0
+        self,
+        batch: Mapping[str, Tensor],
+        signals: Mapping[str, Any],
+        epoch: int,
+        step: int,
+        rank: int,
+        chunk: int = 0,
+        of: tuple[int, ...] = (),
     ) -> dict[str, Tensor]:
         """Terms of this loss, unweighted: name -> `[b]`, or `[]` where the loss couples the batch.
 
         Args:
             batch: fields of the batch.
-            signals: role -> key -> tensor.
+            signals: role -> key -> tensor; for `teachers` a list of such mappings.
             epoch: from 0.
             step: global, from 0.
             rank: of this worker; keys the loss's randomness.
             chunk: part of an accumulated batch; keys it too.
+            of: places of the plan's teachers that are in `signals`; empty: all.
 
         Raises:
             SignalError: the batch lacks a field, or the loss itself failed; the message says where.
         """
-        values = {w.parameter.name: w.pick(signals[w.parameter.role]) for w in self.plan.wires}
+        there = of or tuple(range(len(self.plan.teachers)))
+        values = self.values(signals, there)
         for name in self.plan.method.parameters:
-            if name not in values:
+            if name == CLASSES:
+                values[name] = [self._classes(i, batch["labels"].device) for i in there]
+            elif name not in values:
                 values[name] = self._plain(name, batch, epoch, step, (rank, chunk))
         try:
             found = self._called()(**values, **self._options)
@@ -182,6 +246,26 @@ class BoundLoss(nn.Module):
                 f"losses.{self.plan.name}: {self.plan.method.slug} failed with {told(error, str(self.plan.method.path))}."
             ) from error
         return found if isinstance(found, dict) else {"": found}
+
+    def values(self, signals: Mapping[str, Any], there: tuple[int, ...] | None = None) -> dict[str, Any]:
+        """This loss's signals by parameter name, of the roles that are in `signals`."""
+        found = {
+            w.parameter.name: w.pick(signals[w.parameter.role], there) for w in self.plan.wires if w.parameter.role in signals
+        }
+        return {name: self._seen(name, value) for name, value in found.items()}
+
+    def _seen(self, name: str, value: Any) -> Any:
+        """The student's logits at the classes of the loss's one teacher, where it knows others; any other value as it is."""
+        classes = self.plan.classes[0] if self.plan.classes and not self.plan.lists else None
+        if classes is None or name != "student_logits":
+            return value
+        if isinstance(value, Tensor):
+            return value.index_select(-1, torch.tensor(classes, device=value.device))
+        return (*value[:-1], len(classes))
+
+    def _classes(self, place: int, device: torch.device) -> Tensor:
+        own = self.plan.classes[place]
+        return torch.tensor(own if own is not None else range(self._num_classes), device=device)
 
     def _called(self) -> Any:
         return self._target if self.module is None else self.module
@@ -201,8 +285,9 @@ class BoundLoss(nn.Module):
         options = self.plan.loss.options
         return {n: options[n] for n in names if n in options and n not in catalogue.RESERVED}
 
-    def _build(self, target: Any, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> nn.Module:
-        by_name = {w.parameter.name: w.pick(dict(shapes[w.parameter.role])) for w in self.plan.wires}
+    def _build(self, target: Any, shapes: Mapping[str, Any]) -> nn.Module:
+        by_name = self.values(shapes)
+        by_name |= {CLASSES: [self._classes(i, torch.device("cpu")) for i in range(len(self.plan.teachers))]}
         arguments = {n: by_name[n] if n in by_name else self._fact(n) for n in self.plan.method.build_parameters}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.seed, "connector", self.plan.label))
@@ -225,3 +310,13 @@ class BoundLoss(nn.Module):
         """Runs the method's `on_epoch` before each epoch."""
         if "on_epoch" in self.plan.method.hooks:
             self.plan.method.imported().on_epoch(self._called(), epoch)
+
+    def step(self, learner: Any, batch: Mapping[str, Tensor], signals: Mapping[str, Any]) -> None:
+        """Runs the method's `step`, an update of its own, at the start of each training step."""
+        if "step" in self.plan.method.hooks:
+            self.plan.method.imported().step(self._called(), learner, batch, signals)
+
+    def before_forward(self, modify: Callable[[int, Callable[[Tensor], Tensor]], None], signals: Mapping[str, Any]) -> None:
+        """Runs the method's `before_forward`, which may replace outputs of the student's layers in the coming forward."""
+        if "before_forward" in self.plan.method.hooks:
+            self.plan.method.imported().before_forward(self._called(), modify, **self.values(signals))

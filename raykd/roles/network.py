@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from raykd import catalogue, models
 from raykd.config import Network
+from raykd.data.keys import torch_generator
 from raykd.data.normalise import Normalise
 from raykd.errors import ModelError
+from raykd.models.stochastic import check_options, skippable, stochastic, without
 from raykd.parts.derived import derived_signals
-from raykd.signals import Signal, Signals
+from raykd.signals import VIEWS, Signal, Signals
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -68,7 +70,7 @@ def input_shape(spec: Network, facts: Facts) -> tuple[int, int, int]:
 
 
 class Tapped:
-    """A model that answers with signals: tapped layers, and what is derived from them, in one forward."""
+    """A model that answers with signals: tapped layers, and what is derived from them, in one forward; a view is another."""
 
     def __init__(self, spec: Network, model: nn.Module, signals: Iterable[Signal], facts: Facts, device: torch.device) -> None:
         self.model = model
@@ -80,18 +82,45 @@ class Tapped:
         self._normalise = _normaliser(spec.normalise or facts.normalise, spec.input_size)
         self._channels_last = spec.channels_last
         layers = {layer for s in self.signals for layer in [self._tap(s)] if layer is not None}
+        self._views = self._found_views(input_shape(spec, facts))
         self._taps = models.Taps(model, sorted(layers))
         self._taps.open()
         self._run = torch.compile(model) if spec.compile else model
 
-    def __call__(self, images: Tensor) -> Signals:
-        """Signals of uint8 images `[b c h w]`, by key; `logits` are always there."""
+    def __call__(self, images: Tensor, key: int | None = None) -> Signals:
+        """Signals of uint8 images `[b c h w]`, by key; `logits` are there unless signals of views alone were asked for.
+
+        Args:
+            images: the batch.
+            key: of the batch: what a view draws follows from it; None leaves signals of views out.
+        """
+        inputs = self.inputs(images)
+        plain = [s for s in self.signals if s.view is None]
+        found: Signals = {}
+        if plain or key is None or not self._views:
+            found = self._forward(self._run, inputs, plain)
+        for options, signals in self._views.items() if key is not None else ():
+            blocks = stochastic(self._blocks, torch_generator(key or 0, "stochastic", str(options)), **dict(options))
+            with without(self.model, blocks):
+                seen = self._forward(self.model, inputs, signals)
+            found |= {s.key: seen[s.key] for s in signals}
+        return found
+
+    def _forward(self, run: Callable[[Tensor], Tensor], inputs: Tensor, signals: Iterable[Signal]) -> Signals:
         with self._precision():
-            logits = self._run(self.inputs(images))
+            logits = run(inputs)
         tapped = self._taps.take()
-        found: Signals = {"logits": logits}
+        return {"logits": logits} | {s.key: self._value(s.kind, s, logits, tapped) for s in signals}
+
+    def _found_views(self, shape: tuple[int, int, int]) -> dict[tuple[tuple[str, Any], ...], list[Signal]]:
+        """The options of each view -> its signals; one forward answers them all."""
+        found: dict[tuple[tuple[str, Any], ...], list[Signal]] = {}
         for signal in self.signals:
-            found[signal.key] = self._value(signal.kind, signal, logits, tapped)
+            if signal.view is not None:
+                own = tuple((name, value) for name, value in signal.options if name in catalogue.views()[signal.view])
+                check_options(**dict(own))
+                found.setdefault(own, []).append(signal)
+        self._blocks = skippable(self.model, shape) if found else []
         return found
 
     def _precision(self) -> Any:
@@ -107,7 +136,7 @@ class Tapped:
 
     def _tap(self, signal: Signal) -> str | None:
         kind = self._base(signal.kind)
-        if signal.view is not None or kind == "input_grad":
+        if signal.view not in (None, *VIEWS) or kind == "input_grad":
             raise ModelError(f"Signal {signal.key!r}: extra views, heads and input gradients are not tapped by this scheme.")
         return {"feature": signal.layer, "embedding": "embedding"}.get(kind)
 

@@ -13,9 +13,10 @@ alike; with more than one worker the host has set up torch.distributed.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,14 @@ from raykd.data.batches import evaluation_batches, make_batch, recipe
 from raykd.data.loader import Loader
 from raykd.data.sets import DataSet
 from raykd.data.splits import has_split, open_data
-from raykd.errors import Interrupted
+from raykd.errors import Interrupted, LostError
 from raykd.exchange.sources import Pending, Source
 from raykd.roles import checkpoints
 from raykd.roles.evaluator import Accuracy, evaluate
 from raykd.roles.learner import Learner
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts, pick_device
-from raykd.roles.optimisation import world_size
+from raykd.roles.optimisation import all_sum, world_size
 from raykd.roles.recorder import Recorder, read
 from raykd.roles.teacher import check_finite
 from raykd.signals import Signals
@@ -48,12 +49,22 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """What the launch hands to every worker beside the job."""
+    """What the launch hands to every worker beside the job.
+
+    Attributes:
+        plans: the connected losses.
+        facts: of the training data.
+        folder: of the run.
+        should_stop: asked before every step; True ends the training after a checkpoint.
+        on_eval: told by rank 0, after each evaluation and the checkpoint that follows it: epoch, step, top1, top5, count, and
+            the checkpoint's folder.
+    """
 
     plans: list[Plan]
     facts: Facts
     folder: Path
     should_stop: Callable[[], bool] = lambda: False
+    on_eval: Callable[[dict[str, Any]], None] | None = None
 
 
 def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], setting: Setting) -> dict[str, Any]:
@@ -63,7 +74,7 @@ def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], settin
         rank: of this worker.
         world: number of workers; torch.distributed is set up where it is above 1.
         job: resolved.
-        sources: teacher -> where its signals come from.
+        sources: where signals come from, each of one teacher or of several.
         setting: the connected losses, facts of the data, the run folder.
 
     Returns:
@@ -99,7 +110,7 @@ def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], settin
 def _bind(learner: Learner, batch: Batch, sources: Mapping[str, Source]) -> None:
     """The probe: one real batch through every teacher and the student, before step 0."""
     pending = {name: source.request(batch) for name, source in sources.items()}
-    signals = {name: answer.result() for name, answer in pending.items()}
+    signals = {name: found for answer in pending.values() for name, found in answer.result().items()}
     for name, found in signals.items():
         check_finite(name, found)
     fields = {name: value.to(learner.device) for name, value in batch.items()}
@@ -121,6 +132,7 @@ class _Run:
     recorder: Recorder | None
     last: Accuracy | None = None
     best: Mapping[str, Any] | None = None  # of rank 0
+    dropped: dict[str, int] = field(default_factory=dict)  # teacher -> the first step without it
 
     def all(self) -> dict[str, Any]:
         """All epochs, evaluation, export."""
@@ -137,10 +149,14 @@ class _Run:
                 epoch = self.learner.step_count // self.order.steps_per_epoch
                 self._epoch(loader, epoch, last_step)
                 done = self.learner.step_count >= last_step
-                if done or (epoch + 1) % training.eval_every == 0:
+                measured = done or (epoch + 1) % training.eval_every == 0
+                if measured:
                     self._evaluate(epoch)
                 if done or self._due():
                     self._checkpoint()
+                tell = self.setting.on_eval if measured and self.rank == 0 else None
+                if tell is not None and self.last is not None:
+                    self._tell(epoch, self.last, tell)
         return self._finish(time.time() - started, self.learner.step_count - first)
 
     def _epoch(self, loader: Loader, epoch: int, last_step: int) -> None:
@@ -151,7 +167,7 @@ class _Run:
         left = last_step - self.learner.step_count
         batches = (batch | recipe(batch, epoch) for batch in islice(loader.epoch(epoch), left))
         mark = time.perf_counter()
-        for batch, signals, waited in ahead(batches, self.sources):
+        for batch, signals, waited in ahead(batches, self.sources, self._lost):
             count = self._count(epoch)
             report = self.learner.step(batch, signals, count, self.setting.should_stop())
             now = time.perf_counter()
@@ -163,6 +179,21 @@ class _Run:
                 self._checkpoint()
             if report.stop:
                 raise Interrupted(f"Stopped at step {self.learner.step_count}; a checkpoint was written.")
+
+    def _lost(self, names: list[str]) -> None:
+        """Sources are lost and the training goes on without their teachers."""
+        gone = [t for name in names for t, spec in self.job.teachers.items() if name in (t, spec.actor)]
+        for teacher in gone:
+            self.dropped[teacher] = self.learner.step_count
+            warnings.warn(f"Teacher {teacher!r} is lost: step {self.learner.step_count} goes on with the others.", stacklevel=2)
+        if self.recorder is not None:
+            self.recorder.write("dropped", self.learner.step_count, teachers=gone)
+
+    def _tell(self, epoch: int, accuracy: Accuracy, tell: Callable[[dict[str, Any]], None]) -> None:
+        places = self.setting.folder / "checkpoints"
+        newest = checkpoints.newest(places)
+        found = {"epoch": epoch, "step": self.learner.step_count, **_as_dict(accuracy)}
+        tell(found | {"checkpoint": places / f"step-{newest:08d}" if newest is not None else None})
 
     def _due(self) -> bool:
         """Whether a checkpoint is due at this step; without a number of steps, at the end of each epoch."""
@@ -202,7 +233,7 @@ class _Run:
     def _accuracy(self, split: str) -> Accuracy | None:
         if not has_split(self.job.data, split):
             return None
-        dataset = open_data(self.job.data, split)
+        dataset = open_data(self.job.data, split, self.job.seed)
         self.learner.settle()
         model = self.learner.evaluated_model().eval()
         tapped = self.learner.tapped
@@ -236,6 +267,7 @@ class _Run:
             "last": _as_dict(last) if last else None,
             "test": _as_dict(test) if test else None,
             "exchange": _exchanged(self.sources),
+            "dropped": self.dropped,
         }
         if self.rank == 0:
             self._export("student.safetensors")
@@ -244,24 +276,65 @@ class _Run:
         return result
 
 
-def ahead(batches: Iterable[Batch], sources: Mapping[str, Source]) -> Iterator[tuple[Batch, dict[str, Signals], float]]:
-    """Keeps each source's window of requests in flight and yields (batch, signals by teacher, seconds waited) in order."""
+def ahead(
+    batches: Iterable[Batch], sources: Mapping[str, Source], lost: Callable[[list[str]], None] | None = None
+) -> Iterator[tuple[Batch, dict[str, Signals], float]]:
+    """Keeps each source's window of requests in flight and yields (batch, signals by teacher, seconds waited) in order.
+
+    A source with `drop` that is lost is left out from then on, by all workers from the same step; `lost` is told its name.
+    """
     queue: deque[tuple[Batch, dict[str, Pending]]] = deque()
     stream = iter(batches)
+    asked_of = dict(sources)
+    agree = world_size() > 1 and any(source.drop for source in sources.values())
     while True:
-        widest = max((source.window for source in sources.values()), default=1)
+        widest = max((source.window for source in asked_of.values()), default=1)
         while len(queue) < widest and (batch := next(stream, None)) is not None:
             queue.append((batch, {}))
-        for place, (batch, asked) in enumerate(queue):
-            for name, source in sources.items():
-                if name not in asked and place < source.window:
-                    asked[name] = source.request(batch)
+        gone = _ask(queue, asked_of)
         if not queue:
             return
         batch, pending = queue.popleft()
         started = time.perf_counter()
-        signals = {name: answer.result() for name, answer in pending.items()}
-        yield batch, signals, time.perf_counter() - started
+        signals: dict[str, dict[str, Signals]] = {}
+        for name in asked_of:
+            try:
+                if name not in gone:
+                    signals[name] = dict(pending[name].result())
+            except LostError:
+                gone |= _droppable(name, asked_of)
+        for name in (found := _by_all(gone, list(asked_of)) if agree else sorted(gone)):
+            del asked_of[name]
+            signals.pop(name, None)
+        if found and lost is not None:
+            lost(found)
+        yield batch, {t: s for answers in signals.values() for t, s in answers.items()}, time.perf_counter() - started
+
+
+def _ask(queue: Iterable[tuple[Batch, dict[str, Pending]]], sources: Mapping[str, Source]) -> set[str]:
+    """Asks every source for the batches of its window; names those that are lost."""
+    gone: set[str] = set()
+    for place, (batch, asked) in enumerate(queue):
+        for name, source in sources.items():
+            if name not in asked and name not in gone and place < source.window:
+                try:
+                    asked[name] = source.request(batch)
+                except LostError:
+                    gone |= _droppable(name, sources)
+    return gone
+
+
+def _droppable(name: str, sources: Mapping[str, Source]) -> set[str]:
+    """The name, where the training may go on without that source; else the error that is being handled goes on."""
+    if not sources[name].drop:
+        raise
+    return {name}
+
+
+def _by_all(gone: set[str], names: list[str]) -> list[str]:
+    """Sources that any worker has lost, known to all."""
+    flags = all_sum(torch.tensor([float(name in gone) for name in names]))
+    return [name for name, flag in zip(names, flags.tolist()) if flag]
 
 
 def _barrier() -> None:

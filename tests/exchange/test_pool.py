@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import ray
 import torch
-from ray.exceptions import ActorDiedError, GetTimeoutError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
-from raykd.errors import SourceError
+from raykd.errors import LostError, SourceError
 from raykd.exchange import pool as pools
-from raykd.exchange.codec import Reply
+from raykd.exchange.asking import Ask, Asks
+from raykd.exchange.codec import Encoded, Reply, parse
 from raykd.exchange.pool import PoolSource
+from raykd.signals import Signal
+
+ASKS = Asks((Ask("t", (Signal("logits"),), parse("dense")),))
 
 
 class Ref:
@@ -37,12 +41,14 @@ class Fake:
 
     def __init__(self):
         self.alive, self.calls, self.refs, self.answered = True, 0, [], 0
+        self.gone = False  # not started again
         self.answer = Call(self, self._echo)
         self.ready = Call(self, lambda: True)
 
-    def _echo(self, fields):
+    def _echo(self, fields, _):
         self.answered += 1
-        return Reply({"logits": {"dense": fields["images"].reshape(len(fields["images"]), -1)[:, :1].astype(np.float32)}})
+        pixels = fields["images"].reshape(len(fields["images"]), -1)[:, :1].astype(np.float32)
+        return Reply({"t": Encoded({"logits": {"dense": pixels}})})
 
     def die(self):
         self.alive = False
@@ -56,7 +62,7 @@ def replicas(monkeypatch):
 
     def get(ref, timeout=None):
         if ref.lost:
-            raise ActorDiedError()
+            raise ActorDiedError() if ref.replica.gone else ActorUnavailableError("restarting", b"0" * 16)
         return ref.value
 
     monkeypatch.setattr(ray, "get", get)
@@ -70,11 +76,11 @@ def batch(value: int):
 
 
 def value_of(request) -> int:
-    return int(request.result()["logits"][0, 0])
+    return int(request.result()["t"]["logits"][0, 0])
 
 
 def test_answers_come_in_order_and_the_load_is_shared(replicas):
-    source = PoolSource("t", replicas)
+    source = PoolSource("t", replicas, ASKS)
     requests = [source.request(batch(i)) for i in range(6)]
     assert [value_of(r) for r in requests] == list(range(6))
     assert [r.answered for r in replicas] == [2, 2, 2]
@@ -82,7 +88,7 @@ def test_answers_come_in_order_and_the_load_is_shared(replicas):
 
 @pytest.mark.filterwarnings("ignore:Teacher")
 def test_what_a_dead_replica_had_is_answered_by_another_once(replicas):
-    source = PoolSource("t", replicas)
+    source = PoolSource("t", replicas, ASKS)
     requests = [source.request(batch(i)) for i in range(6)]
     replicas[1].die()
     assert [value_of(r) for r in requests] == list(range(6))
@@ -92,7 +98,7 @@ def test_what_a_dead_replica_had_is_answered_by_another_once(replicas):
 
 @pytest.mark.filterwarnings("ignore:Teacher")
 def test_a_replica_that_is_back_is_used_again(replicas):
-    source = PoolSource("t", replicas)
+    source = PoolSource("t", replicas, ASKS)
     requests = [source.request(batch(i)) for i in range(3)]
     replicas[0].die()
     for request in requests:
@@ -106,7 +112,7 @@ def test_a_replica_that_is_back_is_used_again(replicas):
 
 @pytest.mark.filterwarnings("ignore:Teacher")
 def test_all_die_and_one_returns(replicas):
-    source = PoolSource("t", replicas, retries=2)
+    source = PoolSource("t", replicas, ASKS, retries=2)
     requests = [source.request(batch(i)) for i in range(6)]
     for replica in replicas:
         replica.die()
@@ -127,12 +133,29 @@ def test_all_die_and_one_returns(replicas):
 
 @pytest.mark.filterwarnings("ignore:Teacher")
 def test_all_dead_for_good_is_an_error_that_names_the_setting(replicas):
-    source = PoolSource("big", replicas, restart_s=0.05)
+    source = PoolSource("big", replicas, ASKS, restart_s=0.05)
     request = source.request(batch(1))
     for replica in replicas:
         replica.die()
     with pytest.raises(SourceError, match=r"none of 3 replicas answered.*teachers\.big\.replicas"):
         request.result()
+
+
+@pytest.mark.filterwarnings("ignore:Teacher")
+def test_replicas_that_are_gone_are_not_waited_for(replicas):
+    source = PoolSource("big", replicas, ASKS, restart_s=1e9)
+    request = source.request(batch(1))
+    for replica in replicas:
+        replica.die()
+        replica.gone = True
+    with pytest.raises(LostError, match=r"all of its 3 replicas are gone and none is started again"):
+        request.result()
+
+
+def test_workers_begin_with_different_replicas(replicas):
+    for first in range(3):
+        PoolSource("t", replicas, ASKS, first=first).request(batch(1))
+    assert [r.calls for r in replicas] == [1, 1, 1]
 
 
 @pytest.mark.filterwarnings("ignore:Teacher")
@@ -146,12 +169,12 @@ def test_a_hung_replica_is_left_after_the_timeout(replicas, monkeypatch):
         return real(ref, timeout)
 
     monkeypatch.setattr(ray, "get", get)
-    source = PoolSource("t", replicas)
+    source = PoolSource("t", replicas, ASKS)
     assert [value_of(source.request(batch(i))) for i in range(9)] == list(range(9))
     assert source.stats.retries == 1
 
 
 def test_in_flight_bytes_bound_the_window(replicas):
-    source = PoolSource("t", replicas, window=8, in_flight_bytes=24)
+    source = PoolSource("t", replicas, ASKS, window=8, in_flight_bytes=24)
     source.request(batch(1)).result()
     assert source.window == 3  # replies of eight bytes

@@ -131,7 +131,7 @@ SETTINGS = {
     "no epochs": ({"training.epochs": 0}, "training.epochs: ", "got 0"),
     "momentum above one": ({"training.momentum": 2.0}, "training.momentum: ", "got 2.0"),
     "half a sample": ({"training.batch_size": 16.5}, "training.batch_size: expected a valid integer", "got 16.5"),
-    "misspelt word": ({BIG + "placement": "pol"}, "teachers.big.placement: expected 'pool' or 'inline'", "Did you mean 'pool'"),
+    "misspelt word": ({BIG + "placement": "pol"}, "teachers.big.placement: expected 'pool', 'inline' or 'store'", "Did you mean 'pool'"),
     "a model's name for a student": ({"student": "cifar_resnet8"}, "student: expected ", "an instance of Student"),
     "batch larger than the data": ({"training.batch_size": 100}, "training.batch_size: expected at most the 64 training samples", "got 100"),
     "batch not divisible by workers": ({"training.batch_size": 15, "launch.workers": 2, "launch.backend": "ray"}, "training.batch_size: 15 is not divisible by launch.workers=2"),

@@ -44,9 +44,7 @@ def trained(number):
     reports = []
     for step in range(STEPS):
         mine = share(small.batch(step), number)
-        reports.append(
-            learner.step(mine, {"big": taught.request(mine).result()}, small.BATCH, stop=(number == 1 and step == 1))
-        )
+        reports.append(learner.step(mine, taught.request(mine).result(), small.BATCH, stop=(number == 1 and step == 1)))
     return {
         "weights": small.weights(learner),
         "connectors": dict(learner.losses["vid"].state_dict()),
@@ -61,9 +59,9 @@ def diverges(number):
     mine = share(small.batch(), number)
     signals = taught.request(mine).result()
     if number == 1:
-        signals["logits"][0, 0] = torch.nan
+        signals["big"]["logits"][0, 0] = torch.nan
     try:
-        learner.step(mine, {"big": signals}, small.BATCH)
+        learner.step(mine, signals, small.BATCH)
     except Exception as error:
         return type(error).__name__, torch.equal(before, small.weights(learner))
     return "", False

@@ -1,15 +1,17 @@
 """A learner on a tiny net, a real teacher beside it, batches of random pixels."""
 
+import dataclasses
+
 import torch
 
 from raykd.config import Job, Launch, Student, Teacher, Training
-from raykd.exchange.codec import parse
 from raykd.exchange.sources import InlineSource
-from raykd.launch.assembly import wanted
+from raykd.launch.assembly import asks
 from raykd.resolve import resolve
 from raykd.roles.learner import Learner
 from raykd.roles.losses import plans
 from raykd.roles.network import Facts
+from raykd.roles.teacher import Committee
 from raykd.roles.teacher import Teacher as TeacherRole
 
 SAMPLES, CLASSES, BATCH, SIDE = 24, 7, 8, 12
@@ -25,16 +27,32 @@ def batch(step=0, count=BATCH):
     rng = torch.Generator().manual_seed(step)
     index = (torch.arange(count) + step * count) % SAMPLES
     images = torch.randint(256, (count, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
-    return {"images": images, "labels": LABELS[index], "sample_index": index}
+    views = torch.zeros(count, dtype=torch.int32)
+    return {"images": images, "labels": LABELS[index], "sample_index": index, "augmentation_seed": views}
 
 
-def job(losses=None, *, ce_weight=1.0, training=None, student=None, dtype="float64", model="tests.roles.nets:tiny", seed=3):
-    """A resolved job: one tiny student, one wider teacher."""
+TINY = "tests.roles.nets:tiny"
+BIG = Teacher(model=TINY, options={"widths": (6, 7, 8)})
+
+
+def job(
+    losses=None,
+    *,
+    ce_weight=1.0,
+    training=None,
+    student=None,
+    dtype="float64",
+    model=TINY,
+    seed=3,
+    names=("big",),
+    teacher=BIG,
+):
+    """A resolved job: one tiny student, one wider teacher, or several of them."""
     return resolve(
         Job(
             seed=seed,
             student=Student(model=model, options=student or {}, dtype=dtype),
-            teachers={"big": Teacher(model="tests.roles.nets:tiny", options={"widths": (6, 7, 8)}, dtype=dtype)},
+            teachers={name: dataclasses.replace(teacher, dtype=dtype) for name in names},
             losses=losses or {},
             ce_weight=ce_weight,
             training=Training(**TRAINING | (training or {})),
@@ -44,25 +62,27 @@ def job(losses=None, *, ce_weight=1.0, training=None, student=None, dtype="float
 
 
 def source(made, bound=None):
-    """The teacher of a job in this process, always with the same weights."""
-    bound = bound if bound is not None else plans(made, {"student": STAGES, "big": STAGES})
+    """The teachers of a job in this process, always with the same weights."""
+    names = tuple(made.teachers)
+    bound = bound if bound is not None else plans(made, dict.fromkeys(("student", *names), STAGES))
     torch.manual_seed(17)
-    return InlineSource(TeacherRole(made.teachers["big"], wanted(bound, "big"), FACTS, parse("dense"), CPU))
+    teachers = {name: TeacherRole(spec, FACTS, CPU, name) for name, spec in made.teachers.items()}
+    return InlineSource(Committee(teachers, made.seed), asks(made, bound, names))
 
 
 def learner(made, rank=0, labels=LABELS):
-    """(a bound learner, its teacher's source)."""
-    bound = plans(made, {"student": STAGES, "big": STAGES})
+    """(a bound learner, its teachers' source)."""
+    bound = plans(made, dict.fromkeys(("student", *made.teachers), STAGES))
     taught = source(made, bound)
     found = Learner(made, bound, FACTS, labels, CPU, steps_per_epoch=3, rank=rank)
-    found.bind(batch(), {"big": taught.request(batch()).result()})
+    found.bind(batch(), taught.request(batch()).result())
     return found, taught
 
 
 def step(one, taught, given=None, count=None):
     """One step on one batch."""
     given = given if given is not None else batch(one.step_count)
-    return one.step(given, {"big": taught.request(given).result()}, count or len(given["labels"]))
+    return one.step(given, taught.request(given).result(), count or len(given["labels"]))
 
 
 def weights(one):

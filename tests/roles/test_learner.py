@@ -52,7 +52,7 @@ def test_a_step_by_hand():
     for step in range(2):
         batch = small.batch(step)
         logits = net(inputs(batch["images"]))
-        teacher = taught.request(batch).result()["logits"]
+        teacher = taught.request(batch).result()["big"]["logits"]
         terms = {"ce": 0.4 * nll(logits, batch["labels"]).mean(), "kd": 0.7 * kl(logits, teacher, 2.0).mean()}
         report = learner.step(batch, {"big": {"logits": teacher}}, small.BATCH)
         assert report.terms == pytest.approx({n: float(v.detach()) for n, v in terms.items()}, rel=1e-10)
@@ -141,9 +141,9 @@ def test_a_loss_that_is_not_finite_changes_nothing(bad):
     small.step(learner, taught)
     before = {name: value.clone() for name, value in flat(learner.state()).items()}
     signals = taught.request(small.batch(1)).result()
-    signals["logits"][0, 0] = bad
+    signals["big"]["logits"][0, 0] = bad
     with pytest.raises(DivergenceError, match=r"Step 1: a loss or its gradient is not finite \(ce [\d.]+, kd (nan|inf), vid"):
-        learner.step(small.batch(1), {"big": signals}, small.BATCH)
+        learner.step(small.batch(1), signals, small.BATCH)
     after = flat(learner.state())
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -195,7 +195,7 @@ def test_binding_leaves_the_student_alone():
     learner, taught = small.learner(made)
     before = {name: value.clone() for name, value in learner.student.state_dict().items()}
     learner.student.stage1.eval()
-    learner.bind(small.batch(), {"big": taught.request(small.batch()).result()})
+    learner.bind(small.batch(), taught.request(small.batch()).result())
     assert all(torch.equal(before[name], value) for name, value in learner.student.state_dict().items())
     assert (learner.student.stage1[1].training, learner.student.stage2[1].training) == (False, True)
 

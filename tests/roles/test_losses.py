@@ -11,6 +11,7 @@ from raykd.config import Job, Loss, Teacher
 from raykd.errors import ConfigError, SignalError
 from raykd.resolve import resolve
 from raykd.roles.losses import BoundLoss, plans, schedule
+from raykd.signals import Aggregate
 from tests.roles import small
 
 EXAMPLES = """
@@ -98,25 +99,38 @@ def test_an_unknown_schedule(text):
 
 def test_a_plan_a_teacher_and_their_shares():
     _, found = made({"kd": Loss("kd"), "at": Loss("at", teachers="b")}, ("a", "b", "c"), a=1.0, b=2.0, c=1.0)
-    assert [(p.label, p.teacher, p.share) for p in found] == [
-        ("kd.a", "a", 0.25),
-        ("kd.b", "b", 0.5),
-        ("kd.c", "c", 0.25),
-        ("at", "b", 1.0),
+    assert [(p.label, p.teachers, p.share) for p in found] == [
+        ("kd.a", ("a",), 0.25),
+        ("kd.b", ("b",), 0.5),
+        ("kd.c", ("c",), 0.25),
+        ("at", ("b",), 1.0),
     ]
 
 
 def test_plans_know_what_each_model_is_asked_for():
     _, (plan,) = made({"at": Loss("at", power=4.0)})
-    assert [s.key for s in plan.wanted("student")] == ["attention@stage1(power=4.0)", "attention@stage2(power=4.0)"]
-    assert [s.key for s in plan.wanted("teacher")] == ["attention@t1(power=4.0)", "attention@t2(power=4.0)"]
+    assert [s.key for s in plan.student] == ["attention@stage1(power=4.0)", "attention@stage2(power=4.0)"]
+    assert [s.key for s in plan.asks(plan.teachers[0])] == ["attention@t1(power=4.0)", "attention@t2(power=4.0)"]
     _, (plan,) = made({"fitnet": Loss("fitnet", layers={"student": "stage1", "teacher": "t9"})})
-    assert [s.key for s in plan.wanted("student") + plan.wanted("teacher")] == ["feature@stage1", "feature@t9"]
+    assert [s.key for s in plan.student + plan.asks(plan.teachers[0])] == ["feature@stage1", "feature@t9"]
+
+
+def test_a_loss_of_lists_hears_all_its_teachers_at_once():
+    _, (plan,) = made({"x": Loss("example_losses:from_many", teachers=("c", "a"))}, ("a", "b", "c"))
+    assert (plan.label, plan.teachers, plan.share, plan.lists) == ("x", ("c", "a"), 1.0, True)
+    assert [[s.key for s in plan.asks(t)] for t in ("a", "b", "c")] == [["logits"], [], ["logits"]]
+
+
+def test_an_aggregate_is_one_plan_of_several_teachers():
+    _, (plan,) = made({"kd": Loss("kd", temperature=2.0, aggregate="mean_probs")}, ("a", "b"), a=1.0, b=3.0)
+    assert (plan.label, plan.share) == ("kd", 1.0)
+    assert plan.aggregate == Aggregate("mean_probs", ("a", "b"), (1.0, 3.0), 2.0)
+    assert [s.key for s in plan.asks("b")] == ["logits"]
 
 
 def test_a_loss_of_the_student_alone_listens_to_nobody():
     _, found = made({"mine": Loss("example_losses:student_only")}, ("a", "b"))
-    assert [(p.label, p.teacher, p.share) for p in found] == [("mine", None, 1.0)]
+    assert [(p.label, p.teachers, p.share) for p in found] == [("mine", (), 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +149,12 @@ def test_a_loss_of_the_student_alone_listens_to_nobody():
         ),
         ({"at": Loss("at", layers={"student": ("stage1",)})}, ("a",), "teacher_attentions: expected at least one layer"),
         ({"x": Loss("example_losses:from_ema")}, ("a",), "losses.x: ema_logits: expected a signal of student or teacher"),
-        ({"x": Loss("example_losses:from_many")}, ("a",), "losses.x: teachers_logits: expected a signal of student or teacher"),
+        (
+            {"kd": Loss("kd", aggregate="mean_prob")},
+            ("a", "b"),
+            "losses.kd: aggregate: no aggregator 'mean_prob'.*'mean_probs'",
+        ),
+        ({"at": Loss("at", aggregate="mean_probs")}, ("a", "b"), "losses.at: aggregate: expected a loss whose only signal"),
     ],
 )
 def test_losses_that_cannot_be_connected(losses, teachers, message):
