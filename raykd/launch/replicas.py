@@ -18,10 +18,11 @@ from raykd.errors import ResourceError, SourceError
 from raykd.exchange.asking import Asks
 from raykd.exchange.codec import Reply
 from raykd.exchange.pool import original
-from raykd.launch.assembly import groups, make_committee
+from raykd.launch.assembly import groups, make_committee, pooled
 from raykd.launch.cluster import NAMESPACE
 from raykd.launch.measuring import Ballot, ballot, logits_of, num_parts, score
 from raykd.launch.measuring import accuracies as accuracies_of
+from raykd.roles.evaluator import Counts
 from raykd.roles.network import Facts
 
 
@@ -57,6 +58,26 @@ class Replica:
         dataset = open_data(self._job.data, split, self._job.seed)
         return logits_of(self._committee.teachers[teacher].logits, dataset, part, parts)
 
+    async def score(self, who: Ballot, split: str, part: int, parts: int, refs: dict[str, list[Any]], timeout_s: float) -> Any:
+        """Right answers on one part, by logits of any replicas; the name of the first teacher whose replica was lost."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, score_part, self._job, who, split, part, parts, refs, timeout_s)
+
+
+def score_part(
+    job: Job, who: Ballot, split: str, part: int, parts: int, refs: dict[str, list[Any]], timeout_s: float
+) -> dict[str, Counts] | str:
+    """Counts of one part; the name of the first teacher whose replica was lost."""
+    logits = {}
+    for name, (ref,) in refs.items():
+        try:
+            logits[name] = ray.get(ref, timeout=timeout_s)
+        except RayTaskError:
+            raise
+        except RayError:
+            return name
+    return score(who, open_data(job.data, split, job.seed), logits, part, parts)
+
 
 def start(job: Job, known: Facts) -> dict[str, list[Any]]:
     """Starts all replicas of all pooled teachers and waits until their models are loaded.
@@ -67,7 +88,7 @@ def start(job: Job, known: Facts) -> dict[str, list[Any]]:
     run = uuid.uuid4().hex[:8]
     handles: dict[str, list[Any]] = {}
     for name, members in groups(job).items():
-        if job.teachers[members[0]].placement == "pool":
+        if pooled(job.teachers[members[0]]):
             names = [f"{job.name}-{run}:{name}:{i}" for i in range(job.teachers[members[0]].replicas)]
             handles[name] = [_actor(job, members, own).remote(job, members, known) for own in names]
     for name, replicas in handles.items():
@@ -93,19 +114,19 @@ def stop(handles: dict[str, list[Any]]) -> None:
 
 
 def accuracies(job: Job, known: Facts, handles: Mapping[str, list[Any]], split: str) -> dict[str, dict[str, Any]]:
-    """Accuracy of every teacher and of the ensemble (""): see measuring. Replicas share the images; a part whose replica dies
-    is computed by the next one. A teacher that is not in a pool is loaded once more, in a task, to be measured.
+    """Accuracy of every teacher and of the ensemble (""): see measuring. Replicas share the images, and compare logits with the
+    labels; what a replica was doing when it died is done by the next one. A teacher that is not in a pool is loaded once more,
+    in a task, to be measured.
 
     Raises:
         SourceError: a part could not be measured on any replica.
     """
     who, launch = ballot(job), job.launch
-    dataset = open_data(job.data, split, job.seed)
-    parts = num_parts(dataset, max((len(r) for r in handles.values()), default=1))
+    parts = num_parts(open_data(job.data, split, job.seed), max((len(r) for r in handles.values()), default=1))
     homes = {name: source for source, members in groups(job).items() for name in members}
-    visiting = ray.remote(_visit).options(
-        num_cpus=launch.cpus, num_gpus=launch.gpus, runtime_env=_runtime_env(job, launch.gpus)
-    )
+    task = {"num_cpus": launch.cpus, "num_gpus": launch.gpus, "runtime_env": _runtime_env(job, launch.gpus)}
+    visiting, scoring = ray.remote(_visit).options(**task), ray.remote(score_part).options(**task | {"num_gpus": 0})
+    scorers = next(iter(handles.values()), [])
 
     def ask(teacher: str, part: int, attempt: int) -> Any:
         replicas = handles.get(homes[teacher])
@@ -113,41 +134,35 @@ def accuracies(job: Job, known: Facts, handles: Mapping[str, list[Any]], split: 
             return visiting.remote(job, teacher, known, split, part, parts)
         return replicas[(part + attempt) % len(replicas)].logits.remote(teacher, split, part, parts)
 
-    scoring = ray.remote(_score).options(num_cpus=0)
+    def compare(part: int, attempt: int) -> Any:
+        given = (who, split, part, parts, asked[part], launch.start_timeout_s)
+        if not scorers:
+            return scoring.remote(job, *given)
+        return scorers[(part + attempt) % len(scorers)].score.remote(*given)
+
     asked = {part: {name: [ask(name, part, 0)] for name in job.teachers} for part in range(parts)}
-    waiting = {part: scoring.remote(job, who, split, part, parts, refs, launch.start_timeout_s) for part, refs in asked.items()}
-    found: dict[int, Any] = {}
-    for attempt in range(1, launch.retries + 2):
+    found: dict[int, dict[str, Counts]] = {}
+    for attempt in range(launch.retries + 1):
+        waiting = {part: compare(part, attempt) for part in asked if part not in found}
         for part, ref in waiting.items():
-            try:
-                found[part] = ray.get(ref, timeout=2 * launch.start_timeout_s)
-            except RayError as error:
-                raise original(error, "Measuring the teachers") from None
-        lost = {part: answer for part, answer in found.items() if isinstance(answer, str)}
-        if not lost:
-            return accuracies_of(list(found.values()), split)
-        if attempt > launch.retries:
-            raise SourceError(
-                f"Teacher {next(iter(lost.values()))!r}: could not be measured on any replica; look at their logs."
-            )
-        for part, teacher in lost.items():
-            asked[part][teacher] = [ask(teacher, part, attempt)]
-            waiting[part] = scoring.remote(job, who, split, part, parts, asked[part], launch.start_timeout_s)
-        waiting = {part: waiting[part] for part in lost}
-    raise AssertionError
+            answer = _answer(ref, 2 * launch.start_timeout_s)
+            if isinstance(answer, dict):
+                found[part] = answer
+            elif answer is not None:
+                asked[part][answer] = [ask(answer, part, attempt + 1)]
+        if len(found) == parts:
+            return accuracies_of([found[part] for part in range(parts)], split)
+    raise SourceError(f"Measuring the teachers: replicas were lost {launch.retries + 1} times. Look at their logs.")
 
 
-def _score(job: Job, who: Ballot, split: str, part: int, parts: int, refs: dict[str, list[Any]], timeout_s: float) -> Any:
-    """Counts of one part; the name of the first teacher whose replica was lost."""
-    logits = {}
-    for name, (ref,) in refs.items():
-        try:
-            logits[name] = ray.get(ref, timeout=timeout_s)
-        except RayTaskError:
-            raise
-        except RayError:
-            return name
-    return score(who, open_data(job.data, split, job.seed), logits, part, parts)
+def _answer(ref: Any, timeout_s: float) -> Any:
+    """Counts, the name of a teacher whose replica was lost, or None where the one that compared was lost."""
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except RayTaskError as error:
+        raise original(error, "Measuring the teachers") from None
+    except RayError:
+        return None
 
 
 def _visit(job: Job, teacher: str, known: Facts, split: str, part: int, parts: int) -> np.ndarray:

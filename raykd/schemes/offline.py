@@ -87,7 +87,8 @@ def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], settin
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.launch.tf32
     train = open_data(job.data, "train", job.seed)
     size, drop_last = job.training.batch_size or 1, job.training.drop_last
-    order = Order(len(train), size, job.seed, drop_last=drop_last, world=world, rank=rank)
+    views = job.data.augmentation_epochs
+    order = Order(len(train), size, job.seed, drop_last=drop_last, world=world, rank=rank, augmentation_epochs=views)
     device = pick_device(job.launch.device, job.launch.gpus)
     labels = torch.tensor(train.labels)
     learner = Learner(job, setting.plans, setting.facts, labels, device, order.steps_per_epoch, rank)
@@ -132,6 +133,7 @@ class _Run:
     recorder: Recorder | None
     last: Accuracy | None = None
     best: Mapping[str, Any] | None = None  # of rank 0
+    lost: set[str] = field(default_factory=set)  # sources
     dropped: dict[str, int] = field(default_factory=dict)  # teacher -> the first step without it
 
     def all(self) -> dict[str, Any]:
@@ -165,9 +167,10 @@ class _Run:
             self.learner.on_epoch(epoch)
         last_step = min(last_step, (epoch + 1) * self.order.steps_per_epoch)
         left = last_step - self.learner.step_count
-        batches = (batch | recipe(batch, epoch) for batch in islice(loader.epoch(epoch), left))
+        batches = (batch | recipe(batch, self.order.view(epoch)) for batch in islice(loader.epoch(epoch), left))
         mark = time.perf_counter()
-        for batch, signals, waited in ahead(batches, self.sources, self._lost):
+        left = {name: source for name, source in self.sources.items() if name not in self.lost}
+        for batch, signals, waited in ahead(batches, left, self._lose):
             count = self._count(epoch)
             report = self.learner.step(batch, signals, count, self.setting.should_stop())
             now = time.perf_counter()
@@ -180,8 +183,9 @@ class _Run:
             if report.stop:
                 raise Interrupted(f"Stopped at step {self.learner.step_count}; a checkpoint was written.")
 
-    def _lost(self, names: list[str]) -> None:
+    def _lose(self, names: list[str]) -> None:
         """Sources are lost and the training goes on without their teachers."""
+        self.lost |= set(names)
         gone = [t for name in names for t, spec in self.job.teachers.items() if name in (t, spec.actor)]
         for teacher in gone:
             self.dropped[teacher] = self.learner.step_count

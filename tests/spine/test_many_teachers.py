@@ -77,7 +77,7 @@ def test_local(name, reference, real_data, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["two share", "all share, two replicas, recipes"])
+@pytest.mark.parametrize("name", ["two share", pytest.param("all share, two replicas, recipes", marks=pytest.mark.slow)])
 def test_on_ray(name, reference, real_data, tmp_path, ray_cluster):
     both = {f"teachers.r{d}.{key}": value for d in FILES for key, value in {"inputs": "recipe", "replicas": 2}.items()}
     settings = {"two share": SHARED, "all share, two replicas, recipes": ALL | both}
@@ -134,6 +134,7 @@ def test_a_lost_teacher_is_dropped_and_the_others_share_its_weight(reference, re
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_lost_teacher_stops_the_run_and_it_resumes_to_the_same_weights(reference, real_data, tmp_path, ray_cluster):
     job = many(real_data, **RAY, **SHARED)
     with warnings.catch_warnings():
@@ -147,6 +148,7 @@ def test_a_lost_teacher_stops_the_run_and_it_resumes_to_the_same_weights(referen
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_workers_drop_a_teacher_at_the_same_step(real_data, tmp_path, ray_cluster):
     losses = {"losses": {"each": Loss("kd")}, "ce_weight": 0.1, "launch.workers": 2, "teachers.r20.on_loss": "drop"}
     job = many(real_data, (32, 20), **RAY, **losses)
