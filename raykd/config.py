@@ -139,7 +139,7 @@ class Teacher(Network):
     on_loss: Literal["stop", "drop"] = "stop"  # when no replica is left: end resumable, or go on with the other teachers
     label_map: tuple[Natural, ...] | None = None  # the student's class of each of this teacher's classes; None: the same
     store: str | None = None  # folder of kept outputs that placement="store" reads
-    fill: Literal["none", "pool", "inline"] = "none"  # who answers for rows the store has not: nobody, or the live teacher there
+    fill: Literal["none", "pool", "inline"] = "none"  # who answers for rows the store has not: nobody, or the live teacher
 
 
 @dataclass(frozen=True)

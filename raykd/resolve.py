@@ -234,7 +234,7 @@ def resolve_training(training: Training) -> Training:
 
 def _resolve_loss(loss: Loss) -> Loss:
     method = catalogue.method(loss.method)
-    options = {"weight": 1.0, "ce_weight": 1.0, "schedule": "constant"} | method.defaults() | dict(loss.options)
+    options = to_dict({"weight": 1.0, "ce_weight": 1.0, "schedule": "constant"} | method.defaults() | dict(loss.options))
     return Loss(
         loss.method, layers=loss.layers or method.layers or None, teachers=loss.teachers, aggregate=loss.aggregate, **options
     )

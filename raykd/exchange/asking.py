@@ -1,4 +1,4 @@
-"""What a student asks of the teachers that share an actor: which signals of each, how they are written, what is combined there."""
+"""What a student asks of the teachers of one actor: which signals of each, how they are written, what is combined there."""
 
 from __future__ import annotations
 

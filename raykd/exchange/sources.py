@@ -72,7 +72,7 @@ class Stats:
 
 
 def to_send(fields: Fields, inputs: str, beside: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """What travels to a teacher: the images (uint8) and fields `beside` them, or only what re-creates all (12 bytes a sample)."""
+    """What travels to a teacher: images (uint8) and fields `beside` them, or only what re-creates all (12 bytes a sample)."""
     return {name: fields[name].numpy() for name in (KEYS if inputs == "recipe" else ("images", *beside))}
 
 

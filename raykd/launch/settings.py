@@ -112,8 +112,13 @@ def _together(name: str, loss: Loss, method: catalogue.Method, job: Job) -> list
     droppable = [t for t, spec in teachers.items() if spec.on_loss == "drop"]
     if droppable and method.teacher_role == "teachers" and method.trains:
         found.append(
-            f"teachers.{droppable[0]}.on_loss: {method.slug} trains parts for each of its teachers and cannot go on without one. "
-            "Set on_loss='stop'."
+            f"teachers.{droppable[0]}.on_loss: {method.slug} trains parts for each of its teachers and cannot go on without "
+            "one. Set on_loss='stop'."
+        )
+    if droppable and loss.options.get("teacher_weights"):
+        found.append(
+            f"teachers.{droppable[0]}.on_loss: losses.{name}.teacher_weights gives each teacher a number and cannot go on "
+            "without one. Set on_loss='stop', or use teachers.*.weight."
         )
     if droppable and method.teacher_role is not None and len(teachers) == 1:
         found.append(f"teachers.{droppable[0]}.on_loss: losses.{name} listens to this teacher alone. Set on_loss='stop'.")
@@ -128,7 +133,8 @@ def actors(job: Job) -> list[str]:
         for name in names[1:]:
             differ = [s for s in SHARED if getattr(job.teachers[name], s) != getattr(first, s)]
             found += [
-                f"teachers.{name}.{setting}: expected that of {names[0]!r}, with which it shares the actor {actor!r}. Make them equal."
+                f"teachers.{name}.{setting}: expected that of {names[0]!r}, with which it shares the actor {actor!r}. "
+                "Make them equal."
                 for setting in differ
             ]
         if len(names) > 1 and actor in job.teachers and actor not in names:

@@ -191,7 +191,7 @@ class Taps:
 
 
 def replace_output(model: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
-    """From now on the model goes on with `change(output)` where the layer `name` yields output; undone by the handle's `remove()`.
+    """From now on the model goes on with `change(output)` where layer `name` yields output, until the handle's `remove()`.
 
     Raises:
         SignalError: no such layer, or it names an input or one firing of several.

@@ -1,9 +1,9 @@
 """Aggregators: logits of several teachers as one teacher's, by name.
 
-A public function here is a value of `Loss.aggregate`. Its first parameter is the list of logits; the others are asked for by name:
-`weights` [m] of the teachers, `labels` [b], `generator` keyed by the batch. Teachers that share an actor are aggregated there, so
-that one tensor travels; the result is the same anywhere. Where probabilities are combined, they are so at `temperature`, in the
-log domain, and the answer softens back to them: softmax(answer / temperature) is the mixture.
+A public function here is a value of `Loss.aggregate`. Its first parameter is the list of logits; the others are asked for by
+name: `weights` [m] of the teachers, `labels` [b], `generator` keyed by the batch. Teachers that share an actor are aggregated
+there, so that one tensor travels; the result is the same anywhere. Where probabilities are combined, they are so at
+`temperature`, in the log domain, and the answer softens back to them: softmax(answer / temperature) is the mixture.
 """
 
 import inspect

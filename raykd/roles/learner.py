@@ -229,12 +229,14 @@ class Learner:
         return self.step_count == 0 or (every > 0 and self.step_count % every == 0)
 
     def _add_gradients(self, terms: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> None:
-        """Adds each term's gradient on the student, flat, to that of the parts of the batch before."""
+        """Adds each term's gradient on the student, flat, to that of the parts of the batch before; 0 of a dead term."""
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         for name, term in terms.items():
             grads: Sequence[Tensor | None] = [None] * len(parameters)
             if term.requires_grad:
                 grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+                if all(g is None for g in grads):  # it trains connectors alone
+                    continue
             flat = torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(parameters, grads)])
             gradients[name] = gradients[name] + flat if name in gradients else flat
 

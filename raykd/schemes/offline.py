@@ -169,8 +169,8 @@ class _Run:
         left = last_step - self.learner.step_count
         batches = (batch | recipe(batch, self.order.view(epoch)) for batch in islice(loader.epoch(epoch), left))
         mark = time.perf_counter()
-        left = {name: source for name, source in self.sources.items() if name not in self.lost}
-        for batch, signals, waited in ahead(batches, left, self._lose):
+        sources = {name: source for name, source in self.sources.items() if name not in self.lost}
+        for batch, signals, waited in ahead(batches, sources, self._lose):
             count = self._count(epoch)
             report = self.learner.step(batch, signals, count, self.setting.should_stop())
             now = time.perf_counter()

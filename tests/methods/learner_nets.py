@@ -8,8 +8,8 @@ from torch import nn
 class Tappable(tracing.TinyNet):
     """TinyNet with its ReLUs as modules, so that taps find them; the same state_dict and the same numbers."""
 
-    def __init__(self, widths, strides):
-        super().__init__(widths, strides)
+    def __init__(self, widths, strides, classes):
+        super().__init__(widths, strides, classes)
         self.relus = nn.ModuleList(nn.ReLU() for _ in widths)
 
     def layer_aliases(self):
@@ -23,9 +23,8 @@ class Tappable(tracing.TinyNet):
 
 def student(num_classes, strides=(1, 2, 2)):
     assert num_classes == tracing.CLASSES
-    return Tappable((4, 5, 6), strides)
+    return Tappable(tracing.STUDENT_WIDTHS, strides, num_classes)
 
 
-def teacher(num_classes, strides=(1, 2, 2)):
-    assert num_classes == tracing.CLASSES
-    return Tappable((6, 7, 8), strides)
+def teacher(num_classes, widths=tracing.TEACHER_WIDTHS[0], strides=(1, 2, 2)):
+    return Tappable(widths, strides, num_classes)

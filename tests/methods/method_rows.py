@@ -39,18 +39,61 @@ def loss_of(slug: str):
     return getattr(load_method(slug), f"{slug.replace('-', '_')}_loss")
 
 
+class Draws:
+    """What a row's reference gets for `generator`: the numbers that torch draws from a generator of the same seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def integers(self, below: int, shape: tuple[int, ...]) -> np.ndarray:
+        """torch.randint"""
+        return torch.randint(below, shape, generator=self.generator).numpy()
+
+    def choice(self, weights: list[float], count: int) -> list[int]:
+        """torch.multinomial, with replacement"""
+        weights = torch.tensor(weights, dtype=torch.float64)
+        return torch.multinomial(weights, count, replacement=True, generator=self.generator).tolist()
+
+
 def to_torch(value: Any) -> Any:
-    """NumPy arrays as tensors of the same type, lists entry by entry."""
+    """NumPy arrays as tensors of the same type, lists and lists of lists entry by entry; a seed as its generator."""
     if isinstance(value, dict):
-        return {name: to_torch(entry) for name, entry in value.items()}
+        return {name: seeded(entry) if name == "generator" else to_torch(entry) for name, entry in value.items()}
     if isinstance(value, list):
         return [to_torch(entry) for entry in value]
     return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
 
 
+def seeded(seed: Any) -> torch.Generator:
+    """A fresh generator of a seed, or of another generator's."""
+    return torch.Generator().manual_seed(seed.initial_seed() if isinstance(seed, torch.Generator) else seed)
+
+
+def fresh(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with a generator that nothing was drawn from."""
+    return inputs | {"generator": seeded(inputs["generator"])} if "generator" in inputs else inputs
+
+
+def for_reference(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs as a row's reference takes them."""
+    return inputs | {"generator": Draws(inputs["generator"])} if "generator" in inputs else inputs
+
+
 def each(fn, value: Any) -> Any:
-    """`fn` on a tensor or on every entry of a list."""
-    return [fn(entry) for entry in value] if isinstance(value, list) else fn(value)
+    """`fn` on a tensor or on every entry of a list, however deep; what is no tensor stays."""
+    if isinstance(value, list):
+        return [each(fn, entry) for entry in value]
+    return fn(value) if isinstance(value, torch.Tensor) else value
+
+
+def leaves_of(value: Any) -> list[torch.Tensor]:
+    """The tensors of a value, in order."""
+    return [leaf for entry in value for leaf in leaves_of(entry)] if isinstance(value, list) else [value]
+
+
+def with_leaves(value: Any, leaves: list[torch.Tensor]) -> Any:
+    """A value of the same form made of the first of `leaves`, which are taken away."""
+    return [with_leaves(entry, leaves) for entry in value] if isinstance(value, list) else leaves.pop(0)
 
 
 def terms(value: Any) -> dict[str, Any]:
@@ -64,12 +107,15 @@ def total(value: Any) -> torch.Tensor:
 
 
 def axes_of(loss) -> dict[str, list[str]]:
-    """Axes of each signal as its annotation names them."""
+    """Axes of each signal as its annotation names them; none for a number or a generator."""
     found = {}
     for name, parameter in inspect.signature(loss).parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY:
             annotation = parameter.annotation
-            found[name] = (get_args(annotation)[0] if get_origin(annotation) is list else annotation).dim_str.split()
+            while get_origin(annotation) is list:
+                (annotation,) = get_args(annotation)
+            assert not isinstance(annotation, str), f"{name}: annotations must not be strings"
+            found[name] = annotation.dim_str.split() if hasattr(annotation, "dim_str") else []
     return found
 
 

@@ -17,6 +17,9 @@ from method_rows import (
     ROWS,
     axes_of,
     each,
+    for_reference,
+    fresh,
+    leaves_of,
     load_method,
     load_row,
     loss_of,
@@ -24,6 +27,7 @@ from method_rows import (
     terms,
     to_torch,
     total,
+    with_leaves,
 )
 
 from raykd.errors import SignalError
@@ -50,8 +54,7 @@ def students(inputs):
 
 
 def batch_size(inputs):
-    first = next(iter(inputs.values()))
-    return len(first[0] if isinstance(first, list) else first)
+    return len(leaves_of(next(iter(inputs.values())))[0])
 
 
 def with_gradient(inputs):
@@ -59,17 +62,21 @@ def with_gradient(inputs):
     inputs, leaves = dict(inputs), []
     for name, value in students(inputs).items():
         inputs[name] = each(lambda t: t.clone().requires_grad_(True), value)
-        leaves += inputs[name] if isinstance(value, list) else [inputs[name]]
+        leaves += leaves_of(inputs[name])
     return inputs, leaves
 
 
 def gradient(loss, inputs, **options):
-    inputs, leaves = with_gradient(inputs)
-    return torch.autograd.grad(total(loss(**inputs, **options)), leaves)
+    inputs, leaves = with_gradient(fresh(inputs))
+    return torch.autograd.grad(total(loss(**inputs, **options)), leaves, allow_unused=True)
+
+
+def each_named(fn, inputs):
+    return {name: each(fn, value) for name, value in inputs.items()}
 
 
 def as_type(inputs, dtype):
-    return {n: each(lambda t: t.to(dtype) if t.is_floating_point() else t, v) for n, v in inputs.items()}
+    return each_named(lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
 
 
 def close(actual, expected, tolerance=1e-10):
@@ -156,7 +163,7 @@ def test_value(slug):
     for seed in (0, 1):
         for inputs in samples(row, seed):
             for options in settings(row):
-                close(loss(**to_torch(inputs), **options), row.reference(**inputs, **options))
+                close(loss(**to_torch(inputs), **options), row.reference(**for_reference(inputs), **options))
 
 
 @every
@@ -185,10 +192,9 @@ def test_gradient(slug):
         names = list(students(inputs))
 
         def value(*leaves, inputs=inputs, names=names, options=options):
-            given, left = dict(inputs), list(leaves)
+            given, left = fresh(dict(inputs)), list(leaves)
             for name in names:
-                many = isinstance(inputs[name], list)
-                given[name] = [left.pop(0) for _ in inputs[name]] if many else left.pop(0)
+                given[name] = with_leaves(inputs[name], left)
             return tuple(terms(loss(**given, **options)).values())
 
         assert torch.autograd.gradcheck(value, leaves)
@@ -203,6 +209,8 @@ def test_wrong_shapes_are_refused(slug):
         letters = [letter for name in axes for letter in axes[name]]
         bad = [to_torch(w) for w in (row.wrong(inputs) if hasattr(row, "wrong") else [])]
         for name, value in given.items():
+            if not axes[name]:
+                continue
             bad.append({**given, name: each(lambda t: t[..., None], value)})
             bad.append({**given, name: each(lambda t: t[None], value)})
             for letter in {a for a in axes[name] if letters.count(a) > 1 and not a.startswith(("*", "_"))}:
@@ -212,7 +220,7 @@ def test_wrong_shapes_are_refused(slug):
         assert len(bad) > 2
         for case in bad:
             with pytest.raises(SignalError, match=rf"\({slug}\)"):
-                loss(**case)
+                loss(**fresh(case))
 
 
 @every
@@ -220,9 +228,9 @@ def test_batch_permutation(slug):
     row, loss = load_row(slug), loss_of(slug)
     axes = axes_of(loss)
     for inputs in map(to_torch, samples(row)):
-        before = terms(loss(**inputs))
+        before = terms(loss(**fresh(inputs)))
         order = torch.arange(batch_size(inputs)).roll(1)
-        after = terms(loss(**{n: take(v, axes[n], "b", order) for n, v in inputs.items()}))
+        after = terms(loss(**fresh({n: take(v, axes[n], "b", order) for n, v in inputs.items()})))
         for name, value in before.items():
             torch.testing.assert_close(after[name], value[order] if value.ndim else value, rtol=1e-10, atol=1e-10)
 
@@ -231,10 +239,10 @@ def test_batch_permutation(slug):
 def test_a_sample_alone_makes_its_value(slug):
     row, loss = load_row(slug), loss_of(slug)
     inputs, axes = to_torch(row.inputs(0)), axes_of(loss_of(slug))
-    whole = {n: v for n, v in terms(loss(**inputs)).items() if v.ndim}
+    whole = {n: v for n, v in terms(loss(**fresh(inputs))).items() if v.ndim}
     if whole:
         first = torch.tensor([0])
-        alone = terms(loss(**{n: take(v, axes[n], "b", first) for n, v in inputs.items()}))
+        alone = terms(loss(**fresh({n: take(v, axes[n], "b", first) for n, v in inputs.items()})))
         for name, value in whole.items():
             torch.testing.assert_close(alone[name], value[:1], rtol=1e-10, atol=1e-10)
 
@@ -250,14 +258,23 @@ def test_large_and_half_precision(slug):
         for given in (inputs, large):
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 half = as_type(given, dtype)
-                value = terms(loss(**half))
+                value = terms(loss(**fresh(half)))
                 assert all(v.isfinite().all() and v.dtype is torch.float32 for v in value.values()), dtype
                 fits = [g.to(dtype).isfinite().all() for g in gradient(loss, as_type(half, torch.float32))]
                 assert all(g.isfinite().all() for g, fit in zip(gradient(loss, half), fits) if fit), dtype
                 assert all(fits) or dtype is torch.float16
                 if dtype is not torch.float32:  # computed in full precision
-                    for name, wide in terms(loss(**as_type(half, torch.float32))).items():
+                    for name, wide in terms(loss(**fresh(as_type(half, torch.float32)))).items():
                         assert torch.equal(value[name], wide)
+
+
+@every
+def test_signals_on_another_device(slug):
+    """A loss keeps no tensor on the CPU beside signals that live elsewhere; no device is needed to see that."""
+    row, loss = load_row(slug), loss_of(slug)
+    for options in settings(row):
+        value = loss(**each_named(lambda t: t.to("meta"), to_torch(row.inputs(0))), **options)
+        assert all(term.device.type == "meta" for term in terms(value).values())
 
 
 @every
@@ -265,22 +282,50 @@ def test_inputs_stay_as_they_are(slug):
     row, loss = load_row(slug), loss_of(slug)
     inputs, kept = to_torch(row.inputs(0)), to_torch(row.inputs(0))
     gradient(loss, inputs)
-    for name, value in inputs.items():
-        torch.testing.assert_close(value, kept[name], rtol=0, atol=0)
+    for name in axes_of(loss):
+        for value, before in zip(leaves_of(inputs[name]), leaves_of(kept[name])):
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(value, before, rtol=0, atol=0)
+
+
+def rolled(signal):
+    """The signal of another sample (in a bank: another row); labels and single numbers stay."""
+    return signal.roll(1, 0) if signal.is_floating_point() and signal.ndim else signal
+
+
+def negated(signal):
+    """Another signal of the same size; labels stay."""
+    return -signal if signal.is_floating_point() else signal
 
 
 @every
 def test_the_teacher_is_live(slug):
-    """Each term's gradient at the student is there, and another if the teacher's signals are shuffled over the batch."""
+    """Each term's gradient at the student is there, and another if the teacher's signals are shuffled over the batch.
+
+    Terms in a row's APART train connectors alone and never touch the student; terms in UNORDERED compare distributions, so that
+    it takes other signals, not another order of them.
+    """
     row, loss = load_row(slug), loss_of(slug)
     inputs = to_torch(row.inputs(0))
-    shuffled = {
-        n: each(lambda t: t.roll(1, 0), v) if n.startswith("teacher") and n[-2:] != "_z" else v for n, v in inputs.items()
-    }
-    for name in terms(loss(**inputs)):
-        before, after = (gradient(lambda name=name, **i: terms(loss(**i))[name], i) for i in (inputs, shuffled))
-        assert all(g.abs().max() > 0 for g in before)
-        assert all(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(before, after))
+    shuffled = {n: each(rolled, v) if n.startswith("teacher") else v for n, v in inputs.items()}
+    others = {n: each(negated, v) if n.startswith("teacher") else v for n, v in inputs.items()}
+    felt, apart, unordered = [], getattr(row, "APART", set()), getattr(row, "UNORDERED", set())
+    given, leaves = with_gradient(fresh(inputs))
+    seen = terms(loss(**given))
+    assert apart | unordered <= set(seen)
+    for name in apart:
+        untouched = [None] * len(leaves)
+        if seen[name].requires_grad:
+            untouched = torch.autograd.grad(seen[name].sum(), leaves, allow_unused=True, retain_graph=True)
+        assert all(g is None for g in untouched), name
+    for name in seen.keys() - apart:
+        changed = others if name in unordered else shuffled
+        before, after = (gradient(lambda name=name, **i: terms(loss(**i))[name], i) for i in (inputs, changed))
+        felt.append([g is not None for g in before])
+        assert any(felt[-1])
+        assert all(g.abs().max() > 0 for g in before if g is not None)
+        assert all(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(before, after) if a is not None)
+    assert all(map(any, zip(*felt))), "a signal of the student that no term feels"
 
 
 @every
@@ -289,8 +334,8 @@ def test_compiles_as_one_graph(slug):
     inputs = to_torch(row.inputs(0))
     torch._dynamo.reset()
     compiled = torch.compile(loss, backend="eager", fullgraph=True)
-    for name, value in terms(compiled(**inputs)).items():
-        torch.testing.assert_close(value, terms(loss(**inputs))[name])
+    for name, value in terms(compiled(**fresh(inputs))).items():
+        torch.testing.assert_close(value, terms(loss(**fresh(inputs)))[name])
 
 
 @every
@@ -308,13 +353,12 @@ def test_trace(slug, number):
     ours, theirs = tracing.both(method, row, setting)
     assert ours.keys() == theirs.keys()
     student, teacher = tracing.nets(setting)
-    start = {
-        f"module.{n}": p for n, p in tracing.build(method, student, teacher, setting.get("options", {})).named_parameters()
-    }
+    start = {f"module.{n}": p for n, p in tracing.build(method, student, teacher, setting).named_parameters()}
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
     for name, parameter in start.items():  # a loss whose gradient a norm layer cancels leaves its bias alone
-        assert not torch.equal(ours[name], parameter) or name.endswith("conv.bias"), name
+        still = name.endswith("conv.bias") or name.removeprefix("module.") in setting.get("still", ())
+        assert torch.equal(ours[name], parameter) <= still, name
 
 
 @pytest.mark.parametrize("slug", sorted({slug for slug, _ in TRACES}))
@@ -323,32 +367,39 @@ def test_module(slug):
     method, setting = load_method(slug), load_row(slug).TRACES[0]
     options = setting.get("options", {})
     student, teacher = tracing.nets(setting)
-    module = tracing.build(method, student, teacher, options)
-    other = tracing.build(method, student, teacher, options, seed=2)
-    batch = tracing.batches()[0]
+    module = tracing.build(method, student, teacher, setting)
+    other = tracing.build(method, student, teacher, setting, seed=2)
+    batch = tracing.batches(setting=setting)[0]
 
     def value(module, student, teacher, batch):
-        own, theirs = tracing.signals(student, batch["images"]), tracing.signals(teacher, batch["images"])
-        return tracing.call(method, module, own, theirs, batch, options)
+        theirs = tracing.heard(teacher, batch["images"])
+        changes = tracing.changed(method, module, theirs) if hasattr(method, "before_forward") else {}
+        return tracing.call(method, module, tracing.signals(student, batch["images"], changes), theirs, batch, options)
 
     value(module, student, teacher, batch)
     other.load_state_dict(module.state_dict())
-    again = [value(m, student, teacher, tracing.batches()[1]) for m in (module, other)]
-    torch.testing.assert_close(*again, rtol=0, atol=0)
-    assert again[0].shape in ((tracing.BATCH,), ())
+    first, again = (terms(value(m, student, teacher, tracing.batches(setting=setting)[1])) for m in (module, other))
+    assert first.keys() == again.keys()
+    for name, found in first.items():
+        torch.testing.assert_close(found, again[name], rtol=0, atol=0)
+        assert found.shape in ((tracing.BATCH,), ())
 
-    half = {**tracing.batches()[2], "images": batch["images"].bfloat16()}
-    module, student, teacher = module.float(), student.bfloat16(), teacher.bfloat16()
-    result = value(module, student, teacher, half)
-    result.mean().backward()
-    assert result.dtype is torch.float32
-    assert result.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in [*module.parameters(), *list(student.parameters())[:2]])
+    half = {**tracing.batches(setting=setting)[2], "images": batch["images"].bfloat16()}
+    module, student = module.float(), student.bfloat16()
+    for one in teacher if isinstance(teacher, list) else [teacher]:
+        one.bfloat16()
+    result = terms(value(module, student, teacher, half))
+    total(result).backward()
+    assert all(term.dtype is torch.float32 and term.isfinite().all() for term in result.values())
+    trained = [p for name, p in module.named_parameters() if name not in setting.get("still", ())]
+    assert all(p.grad.isfinite().all() for p in [*trained, *list(student.parameters())[:2]])
 
     checked = jaxtyped(typechecker=beartype)(method.Module.forward)
     bound = type(module)
     original, bound.forward = bound.forward, checked
     try:
-        value(module.double(), student.double(), teacher.double(), tracing.batches()[0])
+        for one in teacher if isinstance(teacher, list) else [teacher]:
+            one.double()
+        value(module.double(), student.double(), teacher, tracing.batches(setting=setting)[0])
     finally:
         bound.forward = original

@@ -14,15 +14,13 @@ from safetensors.torch import save_file
 
 from raykd.config import Job, Launch, Loss, Student, Teacher, Training
 from raykd.data.keys import torch_generator
-from raykd.exchange.codec import parse
 from raykd.exchange.pool import PoolSource
 from raykd.exchange.sources import InlineSource, LocalSource
-from raykd.launch.assembly import wanted
+from raykd.launch.assembly import asks, make_committee
 from raykd.resolve import resolve
 from raykd.roles.learner import Learner
 from raykd.roles.losses import plans
 from raykd.roles.network import Facts
-from raykd.roles.teacher import Teacher as TeacherRole
 
 SEED, LR, WEIGHT, CE_WEIGHT = 5, 0.05, 0.5, 0.75
 FACTS = Facts(tracing.SAMPLES, tracing.CLASSES, (3, tracing.SIZE, tracing.SIZE), ((0.0,), (256 / 255,)))  # pixel / 256
@@ -45,11 +43,21 @@ def uint8_batches():
 
 
 def connected(slug, setting, folder):
-    """A resolved job of one loss on the tracing nets, its plans, and the teacher as a plain net of the same weights."""
+    """A resolved job of one loss on the tracing nets, its plans, and the teachers as plain nets of the same weights."""
     torch.manual_seed(11)
-    options = {"strides": setting.get("teacher_strides", (1, 2, 2))}
-    plain = tracing.TinyNet((6, 7, 8), options["strides"])
-    save_file(plain.state_dict(), folder / "teacher.safetensors")
+    plain, teachers = {}, {}
+    for number, (widths, strides, classes) in enumerate(tracing.teacher_specs(setting)):
+        name = f"teacher{number}"
+        plain[name] = tracing.TinyNet(widths, strides, classes)
+        save_file(plain[name].state_dict(), folder / f"{name}.safetensors")
+        teachers[name] = Teacher(
+            model="learner_nets:teacher",
+            options={"widths": widths, "strides": strides},
+            dtype="float64",
+            weights=str(folder / f"{name}.safetensors"),
+            cpus=0.25,
+            label_map=setting["label_maps"][number] if "label_maps" in setting else None,
+        )
     training = Training(
         epochs=1, batch_size=tracing.BATCH, lr=LR, momentum=0.0, nesterov=False, weight_decay=0.0, scheduler="constant"
     )
@@ -59,51 +67,55 @@ def connected(slug, setting, folder):
         student=Student(
             model="learner_nets:student", options={"strides": setting.get("student_strides", (1, 2, 2))}, dtype="float64"
         ),
-        teachers={
-            "big": Teacher(
-                model="learner_nets:teacher",
-                options=options,
-                dtype="float64",
-                weights=str(folder / "teacher.safetensors"),
-                cpus=0.5,
-            )
-        },
+        teachers=teachers,
         losses={slug: Loss(slug, weight=WEIGHT, **setting.get("options", {}))},
         ce_weight=CE_WEIGHT,
         training=training,
         launch=Launch(backend="local"),
     )
     job = resolve(job)
+    found = [net.double().eval().requires_grad_(False) for net in plain.values()]
     return SimpleNamespace(
-        job=job, plans=plans(job, {"student": STAGES, "big": STAGES}), teacher=plain.double().eval().requires_grad_(False)
+        job=job,
+        plans=plans(job, {"student": STAGES} | dict.fromkeys(teachers, STAGES)),
+        teacher=found if "teachers" in setting else found[0],
+        steps_per_epoch=setting.get("steps_per_epoch", tracing.STEPS),
     )
 
 
-def learn(made, source, slug):
+def asked(sources, batch):
+    """Signals of every teacher."""
+    return {name: found for source in sources.values() for name, found in source.request(batch).result().items()}
+
+
+def learn(made, sources, slug):
     """(what the learner ends with, what it started with)."""
     steps = uint8_batches()
-    learner = Learner(made.job, made.plans, FACTS, tracing.DATASET_LABELS, CPU, steps_per_epoch=tracing.STEPS)
-    learner.bind(steps[0], {"big": source.request(steps[0]).result()})
+    learner = Learner(made.job, made.plans, FACTS, tracing.DATASET_LABELS, CPU, steps_per_epoch=made.steps_per_epoch)
+    learner.bind(steps[0], asked(sources, steps[0]))
     module = learner.losses[slug].module
     start = SimpleNamespace(
         student=copy.deepcopy(learner.student.state_dict()),
         module=copy.deepcopy(module.state_dict()),
         sampler=getattr(copy.deepcopy(module), "sample_negatives", None),
     )
-    for batch in steps:
-        learner.step(batch, {"big": source.request(batch).result()}, global_count=tracing.BATCH)
+    for step, batch in enumerate(steps):
+        if step % made.steps_per_epoch == 0:
+            learner.on_epoch(step // made.steps_per_epoch)
+        learner.step(batch, asked(sources, batch), global_count=tracing.BATCH)
     final = {f"student.{name}": value for name, value in learner.student.state_dict().items()}
     return final | {f"module.{name}": value for name, value in module.state_dict().items()}, start
 
 
 def plainly(made, row, setting, start, slug):
     """The row's own loop from the same start."""
-    student = tracing.TinyNet((4, 5, 6), setting.get("student_strides", (1, 2, 2))).double()
+    student = tracing.TinyNet(tracing.STUDENT_WIDTHS, setting.get("student_strides", (1, 2, 2))).double()
     student.load_state_dict(start.student)
-    steps = [
-        batch | {"images": batch["images"].double() / 256, "generator": torch_generator(SEED, "loss", slug, step, 0, 0)}
-        for step, batch in enumerate(uint8_batches())
-    ]
+    steps = []
+    for step, batch in enumerate(uint8_batches()):
+        time = {"epoch": step // made.steps_per_epoch, "step": step}
+        keyed = {"generator": torch_generator(SEED, "loss", slug, step, 0, 0)}
+        steps.append(batch | {"images": batch["images"].double() / 256} | time | keyed | tracing.classes_of(setting))
     return row.trace(
         student,
         made.teacher,
@@ -118,11 +130,11 @@ def plainly(made, row, setting, start, slug):
     )
 
 
-def agree(slug, number, folder, make_source):
+def agree(slug, number, folder, make_sources):
     row = load_row(slug)
     setting = row.TRACES[number]
     made = connected(slug, setting, folder)
-    ours, start = learn(made, make_source(made), slug)
+    ours, start = learn(made, make_sources(made), slug)
     theirs = plainly(made, row, setting, start, slug)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -130,18 +142,21 @@ def agree(slug, number, folder, make_source):
     assert all(not torch.equal(ours[f"student.{name}"], value) for name, value in start.student.items())
 
 
-def teacher_role(made):
-    return TeacherRole(made.job.teachers["big"], wanted(made.plans, "big"), FACTS, parse("dense"), CPU)
+def inline(made, kind):
+    """Every teacher in this process, each a source of its own."""
+    return {
+        name: kind(make_committee(made.job, (name,), FACTS), asks(made.job, made.plans, (name,))) for name in made.job.teachers
+    }
 
 
 @each_trace
 def test_inline(slug, number, tmp_path):
-    agree(slug, number, tmp_path, lambda made: InlineSource(teacher_role(made)))
+    agree(slug, number, tmp_path, lambda made: inline(made, InlineSource))
 
 
 @each_trace
 def test_pickled(slug, number, tmp_path):
-    agree(slug, number, tmp_path, lambda made: LocalSource(teacher_role(made)))
+    agree(slug, number, tmp_path, lambda made: inline(made, LocalSource))
 
 
 @pytest.mark.ray
@@ -152,9 +167,9 @@ def test_pool(slug, tmp_path, ray_cluster):
     started = []
 
     def pool(made):
-        handles = replicas.start(made.job, made.plans, FACTS)
+        handles = replicas.start(made.job, FACTS)
         started.append(handles)
-        return PoolSource("big", handles["big"])
+        return {name: PoolSource(name, found, asks(made.job, made.plans, (name,))) for name, found in handles.items()}
 
     try:
         agree(slug, 0, tmp_path, pool)

@@ -24,7 +24,8 @@ def moved(job, gone=()):
     """(what a step moves the student by, its terms) without the teachers in `gone`."""
     learner, taught = small.learner(job)
     before = small.weights(learner)
-    answers = {n: s for n, s in taught.request(small.batch()).result().items() if n not in gone}
+    teachers = taught.committee.teachers
+    answers = {n: {"logits": t.logits(small.batch()["images"])} for n, t in teachers.items() if n not in gone}
     report = learner.step(small.batch(), answers, small.BATCH)
     return small.weights(learner) - before, report.terms
 

@@ -134,6 +134,29 @@ def test_stop_and_resume(real_data, tmp_path):
     assert trace(tmp_path / "cut") == trace(tmp_path / "whole")
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_to_the_command_on_a_ray_of_its_own(number, tmp_path):
+    """Ray sets handlers when it starts; ours come after."""
+    set_to = ["training.epochs=2000", "training.eval_every=2000", "baseline=false", "stages={}", "teachers={}", "losses={}"]
+    words = [sys.executable, "-m", "raykd", "run", str(ROOT / "jobs" / "digits_demo.py"), "--folder", str(tmp_path / "run")]
+    words += [w for s in [*set_to, "ce_weight=1.0"] for w in ("--set", s)]
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while steps_seen(tmp_path / "run") < 40:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        kill_tree(process)
+    assert process.returncode == 130, said
+    assert "a checkpoint was written" in said
+    assert steps_seen(tmp_path / "run") == max(int(p.name[5:]) for p in (tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
 def test_resume_refuses_another_job(real_data, tmp_path):
     go(cifar(real_data, **{"training.max_steps": 3}), tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()

@@ -1,0 +1,1 @@
+"""Methods that survey section 3.1 names first: several teachers."""
