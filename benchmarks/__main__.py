@@ -10,21 +10,24 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks import measure, tables
 from benchmarks.scene import DATA, Scene
 
+T = TypeVar("T")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 SIMULATED = "simulated"
-DEFAULT = ("student", "ceiling", "hand", "inline", "pool", SIMULATED)
+SWEEPS = "sweeps"
+DEFAULT = ("student", "ceiling", "hand", "inline", "pool", "store", "build", "infer", SIMULATED)
+KNOWN = (*DEFAULT, "torchdistill", SWEEPS)
 ENVIRONMENT = {  # of every process of every row
     "OMP_NUM_THREADS": "1",
     "RAY_worker_niceness": "0",  # Ray's default is 15: its processes would yield to everything else on the machine
@@ -40,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks", description="What raykd costs, as ratios measured in one run."
     )
     parser.add_argument("--quick", action="store_true", help="fewer steps and combinations: under two minutes")
-    parser.add_argument("--rows", help=f"comma-separated, of {', '.join([*DEFAULT, 'torchdistill'])}")
+    parser.add_argument("--rows", help=f"comma-separated, of {', '.join(KNOWN)}")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with cifar10/ and weights/ (default: ../shared/data)")
     parser.add_argument(
         "--torchdistill", action="store_true", help="install that package into a scratch folder and time it too"
@@ -58,19 +61,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ |= ENVIRONMENT
     names = options.rows.split(",") if options.rows else list(DEFAULT)
     names += ["torchdistill"] if options.torchdistill and "torchdistill" not in names else []
-    unknown = [n for n in names if n not in (*DEFAULT, "torchdistill")]
+    unknown = [n for n in names if n not in KNOWN]
     if unknown:
-        print(f"rows: expected some of {', '.join([*DEFAULT, 'torchdistill'])}, got {', '.join(unknown)}.", file=sys.stderr)
+        print(f"rows: expected some of {', '.join(KNOWN)}, got {', '.join(unknown)}.", file=sys.stderr)
         return 2
     found: dict[str, Any] = {"about": about(options.quick), "skipped": {}}
     with tempfile.TemporaryDirectory(prefix="raykd-bench-") as scratch:
-        real = [n for n in names if n != SIMULATED]
+        real = [n for n in names if n not in (SIMULATED, SWEEPS)]
         scene = Scene(options.data.resolve(), Path(scratch), shards=1 if options.quick else 5)
         if scene.missing():
             why = f"no {scene.missing()[0]}; name the folder with --data"
             found["skipped"] |= dict.fromkeys(real, why)
         elif real:
             _real(real, scene, options, found)
+        if SWEEPS in names and not scene.missing():
+            from benchmarks import sweeps
+
+            found[SWEEPS] = sweeps.measure(scene)
     if SIMULATED in names:
         _simulated(options, found)
     found["about"]["load after"] = _load()
@@ -124,6 +131,8 @@ def _real(names: list[str], scene: Scene, options: argparse.Namespace, found: di
     rounds, steps = options.rounds or (3 if options.quick else 6), options.steps or (5 if options.quick else 12)
     if {"hand", "inline"} <= set(names):
         found["agreement"] = _agreement(scene)
+    if "store" in names:
+        found["store_bytes"] = _store_bytes(scene)
     with _workers(names, scene, found["skipped"]) as workers:
         for turn in range(rounds):
             for worker in workers:
@@ -139,8 +148,8 @@ def _real(names: list[str], scene: Scene, options: argparse.Namespace, found: di
     found["segments"] = {n: [asdict(s) for s in own] for n, own in segments.items()}
     found["grad_norms_ms"] = measure.rare_ms(segments, every)
     for row in found["rows"]:
-        own = left[row["row"]]["losses"][: row["steps"]]
-        row["loss"] = sum(own[-20:]) / len(own[-20:])
+        own = left[row["row"]].get("losses", [])[: row["steps"]]
+        row["loss"] = sum(own[-20:]) / len(own[-20:]) if own else None
     if {"pool", "student"} <= segments.keys():
         found["pool"] = _pool_costs(found["rows"], left["pool"]["wait_s"], scene.batch_size)
 
@@ -148,10 +157,10 @@ def _real(names: list[str], scene: Scene, options: argparse.Namespace, found: di
 @contextlib.contextmanager
 def _workers(names: list[str], scene: Scene, skipped: dict[str, str]) -> Iterator[list[Any]]:
     """Starts all rows and yields those that are ready."""
+    from benchmarks import rows, stored
     from benchmarks.gate import RowFailed, Worker
-    from benchmarks.rows import ROWS
 
-    workers = [Worker(name, ROWS[name], scene) for name in names]
+    workers = [Worker(name, (rows.ROWS | stored.ROWS)[name], scene) for name in names]
     ready = []
     try:
         for worker in workers:
@@ -171,12 +180,23 @@ def _workers(names: list[str], scene: Scene, skipped: dict[str, str]) -> Iterato
 
 
 def _agreement(scene: Scene) -> float:
-    """In a process of its own, so that this one stays small."""
     from benchmarks.rows import agreement
 
     _say("comparing losses with the hand-written loop")
+    return _apart(agreement, scene, 2)
+
+
+def _store_bytes(scene: Scene) -> dict[str, dict[str, int]]:
+    from benchmarks.stored import sizes
+
+    _say("sizing stores")
+    return _apart(sizes, scene)
+
+
+def _apart(call: Callable[..., T], *arguments: Any) -> T:
+    """In a process of its own, so that this one stays small."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(agreement, scene, 2).result(300)
+        return pool.submit(call, *arguments).result(300)
 
 
 def _pool_costs(rows: list[dict[str, Any]], wait_s: Sequence[float], batch_size: int) -> dict[str, float]:
@@ -217,6 +237,11 @@ def _show(found: Mapping[str, Any]) -> None:
     console = make_console()
     for table in tables.tables(found):
         print_table(console, table.head, table.body, table.title)
+    if SWEEPS in found:
+        from benchmarks import sweeps
+
+        for line in sweeps.lines(found[SWEEPS]):
+            console.print(line, soft_wrap=True, markup=False)
     for line in tables.notes(found):
         console.print(line, soft_wrap=True, markup=False)
 

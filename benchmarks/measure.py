@@ -48,6 +48,8 @@ class Comparison:
 COMPARISONS = (
     Comparison("inline / hand-written, time", "inline", "hand", goal=1.03),
     Comparison("pool / ceiling, throughput", "pool", "ceiling", throughput=True, goal=0.97),
+    Comparison("store / student-only, throughput", "store", "student", throughput=True, goal=0.97),
+    Comparison("building a store / plain inference loop, throughput", "build", "infer", throughput=True, goal=0.95),
     Comparison("pool / student-only, throughput", "pool", "student", throughput=True),
     Comparison("ceiling / student-only, throughput", "ceiling", "student", throughput=True),
     Comparison("pool / hand-written, throughput", "pool", "hand", throughput=True),
@@ -128,7 +130,7 @@ def rare_ms(segments: Mapping[str, Sequence[Segment]], every: int) -> dict[str, 
 
 def rare(row: str, every: int) -> int:
     """Rows that measure gradient norms."""
-    return every if row in ("student", "ceiling", "inline", "pool") else 0
+    return every if row in ("student", "ceiling", "inline", "pool", "store") else 0
 
 
 def ratios(segments: Mapping[str, Sequence[Segment]], rare_every: int) -> list[dict[str, Any]]:

@@ -13,6 +13,9 @@ LABELS = {
     "hand": "hand-written loop",
     "inline": "raykd inline",
     "pool": "raykd pool, 1 replica",
+    "store": "raykd from a store",
+    "build": "raykd building a store",
+    "infer": "plain inference loop",
     "torchdistill": "torchdistill",
 }
 Findings = Mapping[str, Any]
@@ -38,6 +41,8 @@ def tables(found: Findings) -> Iterator[Table]:
         yield Table("Ratios, paired by round", ("ratio", "median", "goal", ""), [_ratio(r) for r in found["ratios"]])
     if found.get("pool"):
         yield Table("What the pool costs, a step", ("", "", ""), [_cells(line) for line in _pool(found["pool"])])
+    if found.get("store_bytes"):
+        yield _store(found["store_bytes"])
     if found.get("simulated"):
         yield Table(
             "Simulated devices: student step 200 ms, batch 32 of 3x224x224; goal pool / student only >= 0.97; bytes a sample",
@@ -57,6 +62,12 @@ def tables(found: Findings) -> Iterator[Table]:
             ),
             [_simulated(row) for row in found["simulated"]],
         )
+
+
+def _store(sizes: Mapping[str, Mapping[str, int]]) -> Table:
+    codecs = list(dict.fromkeys(codec for own in sizes.values() for codec in own))
+    body = [[loss, *(f"{own[c]:,}" if c in own else "-" for c in codecs)] for loss, own in sizes.items()]
+    return Table("What a store keeps of ResNet-32, bytes a sample and epoch", ("loss", *codecs), body)
 
 
 def notes(found: Findings) -> list[str]:

@@ -68,6 +68,7 @@ class Plan:
         drop_last: leave out the last short batch.
         world: number of workers.
         rank: this worker, 0..world-1.
+        augmentation_epochs: epoch e shows the views of epoch e modulo this, in its own order; None: new views in every epoch.
 
     Raises:
         ConfigError: the numbers contradict each other.
@@ -81,6 +82,7 @@ class Plan:
     drop_last: bool = True
     world: int = 1
     rank: int = 0
+    augmentation_epochs: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
@@ -99,6 +101,10 @@ class Plan:
     def position(self, step: int) -> tuple[int, int]:
         """(epoch, step within it) of the step counted from the start of the run."""
         return divmod(step, self.steps_per_epoch)
+
+    def view(self, epoch: int) -> int:
+        """The epoch whose views an epoch shows: what keys its augmentation, and what its recipes carry."""
+        return epoch if self.augmentation_epochs is None else epoch % self.augmentation_epochs
 
     def global_batch(self, epoch: int, step: int) -> NDArray[np.int64]:
         """[B] sample_index of all workers together."""
@@ -171,8 +177,8 @@ def _mixed(dataset: DataSet, images: Images, keys: Keys, spec: Augmentation, bat
 def recipe(batch: Batch, epoch: int | NDArray[np.int64]) -> Batch:
     """What another process needs to re-create the images of `batch`: sample_index and augmentation_seed, 12 bytes a sample.
 
-    `augmentation_seed` is the epoch: with the run's seed and sample_index it keys every draw. (int32, since torch cannot
-    unpickle uint32 tensors.)
+    `augmentation_seed` is the epoch of the views (`Plan.view`): with the run's seed and sample_index it keys every draw.
+    (int32, since torch cannot unpickle uint32 tensors.)
     """
     if np.min(epoch) < 0 or np.max(epoch) > _MAX_EPOCH:
         raise ConfigError(f"epoch: expected 0..{_MAX_EPOCH} in a recipe, got {np.max(epoch)}.")

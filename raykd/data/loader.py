@@ -174,7 +174,8 @@ class _Work(NamedTuple):
     def make(self, position: Position) -> Batch:
         """The batch at (epoch, step)."""
         epoch, step = position
-        return make_batch(self.dataset, self.plan.indices(epoch, step), self.augmentation, self.plan.seed, epoch)
+        rows, view = self.plan.indices(epoch, step), self.plan.view(epoch)
+        return make_batch(self.dataset, rows, self.augmentation, self.plan.seed, view)
 
 
 class _Threads:

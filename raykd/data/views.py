@@ -101,6 +101,34 @@ def _balanced(dataset: DataSet, per_class: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate(rows)).astype(np.int64)
 
 
+def held_out(dataset: DataSet, share: float, seed: int) -> tuple[View, View]:
+    """(the rest, the held-out part) of `dataset`: `share` of each class, rounded, at least one sample, chosen by keyed draws.
+
+    Both keep the order of the data set and count their own positions from 0.
+
+    Args:
+        dataset: any.
+        share: above 0 and below 1.
+        seed: keys the choice.
+
+    Raises:
+        DataError: a class has too few samples for both parts.
+    """
+    labels = np.asarray(dataset.labels)
+    drawn = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), 1, "holdout")[:, 0]
+    held = np.zeros(len(labels), np.bool_)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = max(1, round(share * len(rows)))
+        if count >= len(rows):
+            raise DataError(
+                f"data.holdout: expected samples of class {label} on both sides of a share of {share:g}, got {len(rows)} in all. "
+                "Lower data.holdout, or take more training samples."
+            )
+        held[rows[np.argsort(drawn[rows], kind="stable")[:count]]] = True
+    return View(dataset, np.flatnonzero(~held)), View(dataset, np.flatnonzero(held))
+
+
 def noisy_labels(dataset: DataSet, seed: int) -> View:
     """`dataset` with labels drawn uniformly, keyed by (seed, position): nothing can be learned from them."""
     rows = np.arange(len(dataset), dtype=np.int64)

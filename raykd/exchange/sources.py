@@ -56,6 +56,7 @@ class Stats:
 
     requests: int = 0
     retries: int = 0
+    filled: int = 0  # requests for which a store had not every row, so that the live teacher answered
     bytes_in: int = 0  # signals received
     bytes_out: int = 0  # fields sent
     teacher_s: float = 0.0  # working time of the teachers

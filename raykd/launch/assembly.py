@@ -19,6 +19,7 @@ from raykd.errors import ConfigError, ModelError
 from raykd.exchange import codec as codecs
 from raykd.exchange.asking import Ask, Asks
 from raykd.exchange.sources import InlineSource, LocalSource, Source
+from raykd.exchange.stored import StoreSource
 from raykd.roles.losses import Plan, plans
 from raykd.roles.network import Facts, model_options, pick_device
 from raykd.roles.teacher import Committee, own_facts
@@ -82,7 +83,7 @@ def asks(job: Job, found: list[Plan], teachers: tuple[str, ...]) -> Asks:
 
 
 def wanted(found: list[Plan], teacher: str, sharing: tuple[str, ...] = ()) -> tuple[Signal, ...]:
-    """What the losses ask of one teacher, each signal once, but for what is aggregated among the teachers `sharing` its actor."""
+    """What the losses ask of one teacher, each signal once; not what is aggregated among the teachers `sharing` its actor."""
     return tuple(dict.fromkeys(s for plan in found if not _made_there(plan, sharing) for s in plan.asks(teacher)))
 
 
@@ -119,21 +120,31 @@ def make_committee(job: Job, names: tuple[str, ...], known: Facts) -> Committee:
     """The teachers of one replica, in this process."""
     torch.set_num_threads(job.launch.threads)
     specs = {name: job.teachers[name] for name in names}
-    gpus = max(spec.gpus if spec.placement == "pool" else job.launch.gpus for spec in specs.values())
+    gpus = max(spec.gpus if pooled(spec) else job.launch.gpus for spec in specs.values())
     device = pick_device(job.launch.device, gpus)
     teachers = {name: TeacherRole(spec, known, device, name) for name, spec in specs.items()}
     return Committee(teachers, job.seed, _restore(job, next(iter(specs.values()))))
 
 
+def pooled(spec: Teacher) -> bool:
+    """Whether replicas of a teacher are started: to answer, or for what its store has not."""
+    return spec.placement == "pool" or (spec.placement == "store" and spec.fill == "pool")
+
+
 def local_sources(job: Job, found: list[Plan], known: Facts, pickled: bool) -> dict[str, Source]:
-    """Sources for teachers in this process: all of them (local backend, `pickled`), or those placed inline."""
+    """Sources for teachers in this process: all of them (local backend, `pickled`), or those placed inline or in a store."""
     sources: dict[str, Source] = {}
     for source, names in groups(job).items():
         spec = job.teachers[names[0]]
-        if spec.placement == "inline":
-            sources[source] = InlineSource(make_committee(job, names, known), asks(job, found, names))
-        elif spec.placement == "pool" and pickled:
-            sources[source] = LocalSource(make_committee(job, names, known), asks(job, found, names), spec.inputs)
+        live: Source | None = None
+        if spec.placement == "inline" or (spec.placement == "store" and spec.fill == "inline"):
+            live = InlineSource(make_committee(job, names, known), asks(job, found, names))
+        elif pooled(spec) and pickled:
+            live = LocalSource(make_committee(job, names, known), asks(job, found, names), spec.inputs)
+        if spec.placement == "store":
+            sources[source] = StoreSource(Path(str(spec.store)), source, wanted(found, source), live)
+        elif live is not None:
+            sources[source] = live
     return sources
 
 

@@ -13,10 +13,10 @@ from raykd.config import Job, Network
 from raykd.data.batches import Plan as Order
 from raykd.data.normalise import Normalise
 from raykd.data.sets import probe
-from raykd.data.splits import has_split
+from raykd.data.splits import HOLDOUT, has_split
 from raykd.errors import JobFaults, RaykdError
 from raykd.exchange import codec as codecs
-from raykd.launch import assembly, preflight, settings, shapes
+from raykd.launch import assembly, preflight, settings, shapes, stores
 from raykd.launch.inspection import Inspection, RoleLine, SignalLine
 from raykd.resolve import from_dict, resolve, to_dict
 from raykd.roles.losses import Plan
@@ -35,7 +35,7 @@ def inspect(job: Job) -> Inspection:
     resolved, told = _resolved(job)
     if resolved is None:
         return Inspection(job, faults=told)
-    found = _inspect(resolved, "", tuple(fault.partition(":")[0] for fault in told), {})
+    found = _inspect(stores.settled(resolved), "", tuple(fault.partition(":")[0] for fault in told), {})
     found.faults = told + found.faults
     return found
 
@@ -151,7 +151,7 @@ def _data(job: Job) -> tuple[list[str], bool]:
     """Faults of all splits, what several share told once; whether the training split is whole."""
     splits: dict[str, list[str]] = {}
     for split in ("train", "eval", "test"):
-        if has_split(job.data, split):
+        if has_split(job.data, split) and getattr(job.data, split) != HOLDOUT:
             wrong = probe(job.data, split)
             more = [f"{len(wrong) - SHOWN} more faults like these."] if len(wrong) > SHOWN else []
             for fault in (f.removeprefix("data files: ").removeprefix("data file: ") for f in wrong[:SHOWN] + more):
@@ -194,6 +194,10 @@ def _models(job: Job, known: Facts, found: Inspection, collect: _Collector, stag
             if not collect.told(f"losses.{name}") and not collect.rests_on(f"losses.{name}"):
                 plans += collect.of(f"losses.{name}", lambda name=name: _plans(job, name, built)) or []
         _signals(job, plans, built, known, found, collect)
+        for name in job.teachers:
+            if not collect.told(f"teachers.{name}"):
+                where = f"teachers.{name}.store"
+                collect.add(collect.of(where, lambda name=name: stores.faults(job, plans, known, name)) or [])
 
 
 def _normalises(spec: Network, known: Facts, where: str, collect: _Collector) -> bool:
@@ -214,7 +218,9 @@ def _line(job: Job, name: str, spec: Any, cost: models.Cost) -> RoleLine:
     launch = job.launch
     if name == "student":
         return RoleLine(*head, launch.host, launch.workers, launch.cpus, launch.gpus)
-    return RoleLine(*head, spec.placement, spec.replicas, spec.cpus, spec.gpus)
+    placement = f"{spec.placement}, actor {spec.actor}" if spec.actor is not None else spec.placement
+    replicas = spec.replicas if spec.placement != "store" or assembly.pooled(spec) else 0
+    return RoleLine(*head, placement, replicas, spec.cpus, spec.gpus)
 
 
 def _weights_fit(stages: Mapping[str, Job], spec: Network, known: Facts) -> None:

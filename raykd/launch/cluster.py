@@ -18,7 +18,7 @@ from raykd.config import Job
 from raykd.errors import ResourceError
 
 NAMESPACE = "raykd"
-EXCLUDES = [".git", ".venv", "venv", "runs", "__pycache__", "*.parquet", "*.safetensors", "*.pt", "*.th"]
+EXCLUDES = [".git", ".venv", "venv", "runs", "__pycache__", "*.parquet", "*.arrow", "*.safetensors", "*.pt", "*.th"]
 OPTIONS: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
 LARGEST_WORKING_DIR_BYTES = 200 * 1024**2
 
@@ -170,7 +170,7 @@ def _size(folder: Path) -> int:
     for place, folders, files in os.walk(folder):
         folders[:] = [f for f in folders if f not in skip]
         for name in files:
-            if Path(name).suffix in (".parquet", ".safetensors", ".pt", ".th"):
+            if Path(name).suffix in (".parquet", ".arrow", ".safetensors", ".pt", ".th"):
                 continue
             path = Path(place) / name
             total += path.stat().st_size if path.is_file() else 0

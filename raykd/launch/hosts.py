@@ -25,6 +25,7 @@ from raykd.config import Job
 from raykd.errors import DivergenceError, Interrupted, RaykdError, ResourceError, SourceError
 from raykd.exchange.pool import PoolSource
 from raykd.exchange.sources import Source
+from raykd.exchange.stored import StoreSource
 from raykd.launch.assembly import asks, groups, local_sources
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts
@@ -60,7 +61,7 @@ def sources(job: Job, plans: list[Plan], known: Facts, handles: Mapping[str, lis
         if name not in handles:
             continue
         replicas, spec = handles[name], job.teachers[members[0]]
-        found[name] = PoolSource(
+        pool = PoolSource(
             name,
             replicas,
             asks(job, plans, members),
@@ -73,6 +74,11 @@ def sources(job: Job, plans: list[Plan], known: Facts, handles: Mapping[str, lis
             drop=spec.on_loss == "drop",
             first=rank * len(replicas) // launch.workers,
         )
+        kept = found.get(name)
+        if isinstance(kept, StoreSource):
+            kept.fill = pool
+        else:
+            found[name] = pool
     return {name: found[name] for name in groups(job)}
 
 

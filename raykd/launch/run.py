@@ -27,7 +27,7 @@ import torch
 from raykd.config import Job, Network
 from raykd.data.batches import Plan as Order
 from raykd.errors import ConfigError, Interrupted, JobFaults
-from raykd.launch import assembly, measuring, preflight
+from raykd.launch import assembly, measuring, preflight, stores
 from raykd.launch.checks import inspect
 from raykd.launch.observer import Observer
 from raykd.resolve import read, resolve, to_dict, write
@@ -66,7 +66,7 @@ def run(
     place = _folder(job, Path(folder) if folder else None, resume)
     _keep_job(job, place, resume)
     watcher = _Watcher(observer or Observer(), place)
-    with _locked(place), watcher.signals(), _backend(job):
+    with _locked(place), _backend(job), watcher.signals():  # Ray sets handlers of its own when it connects
         if job.launch.backend == "ray":
             from raykd.launch import cluster
 
@@ -201,7 +201,7 @@ def _keep_job(job: Job, folder: Path, resume: bool) -> None:
 
 def _may_change(path: str) -> bool:
     """Whether a setting says only where things run, not what comes out."""
-    place = re.search(r"(^|\.)teachers\.[^.]+\.(replicas|cpus|gpus|resources|max_restarts|placement)(\.|$)", path)
+    place = re.search(r"(^|\.)teachers\.[^.]+\.(replicas|cpus|gpus|resources|max_restarts|placement|store|fill)(\.|$)", path)
     launch = ".launch." in f".{path}" and not path.endswith((".workers", ".threads", ".tf32", ".device"))
     return path == "runs" or place is not None or launch
 
@@ -265,6 +265,7 @@ def _one(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]
     started = time.time()
     known = assembly.facts(job)
     plans = assembly.connect(job, known)
+    stores.require(job, plans, known)
     steps = Order(known.num_samples, job.training.batch_size or 1, job.seed, drop_last=job.training.drop_last).steps_per_epoch
     total = min(steps * (job.training.epochs or 1), job.training.max_steps or 10**12)
     for name in ("STOP", "fatal.json", "learned.json"):

@@ -91,11 +91,12 @@ def as_json(found: Inspection) -> dict[str, Any]:
 
 def _role(line: RoleLine) -> tuple[str, ...]:
     unit = "worker" if line.role == "student" else "replica"
-    where = "in the student's process" if line.placement == "inline" else f"{line.placement}, {line.replicas} {unit}"
-    plural = "s" if line.placement != "inline" and line.replicas > 1 else ""
-    reserves = "-" if line.placement == "inline" else f"{line.replicas} x ({_reserve(line.cpus, line.gpus)})"
+    alone = {"inline": "in the student's process", "store": "from its store"}.get(line.placement)
+    shared = f"{line.placement}, {line.replicas} {unit}" + ("s" if line.replicas > 1 else "")
+    started = line.placement != "inline" and line.replicas > 0
+    reserves = f"{line.replicas} x ({_reserve(line.cpus, line.gpus)})" if started else "-"
     numbers = (quantity(line.parameters), quantity(line.macs))
-    return (line.name, line.role, line.model, line.weights or "none", *numbers, where + plural, reserves)
+    return (line.name, line.role, line.model, line.weights or "none", *numbers, alone or shared, reserves)
 
 
 def _reserve(cpus: float, gpus: float) -> str:

@@ -78,6 +78,18 @@ def test_processes_give_the_same_batches(digits):
     assert same(again, expected(digits, plan, (0, 2), 5))
 
 
+@pytest.mark.parametrize("processes", [0, 1])
+def test_views_come_again_in_another_order(digits, processes):
+    plan = Plan(len(digits), 32, seed=5, augmentation_epochs=2)
+    assert [plan.view(epoch) for epoch in range(5)] == [0, 1, 0, 1, 0]
+    assert [Plan(len(digits), 32).view(epoch) for epoch in (0, 7)] == [0, 7]
+    with Loader(digits, plan, SPEC, start=(3, 0), processes=processes) as loader:
+        found = next(iter(loader))
+    rows = plan.indices(3, 0)
+    assert same([found], [make_batch(digits, rows, SPEC, 5, 1)])
+    assert not np.array_equal(rows, plan.indices(1, 0))
+
+
 def test_processes_surface_errors_in_their_type(shards):
     def change(contents):
         contents[13] = b"not an image"
