@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from raykd import errors
 
 if TYPE_CHECKING:
-    from raykd.api import check, run
+    from raykd.api import check, run, sweep
     from raykd.config import Augmentation, Data, Job, Launch, Loss, Student, Teacher, Training
 
 _CONFIG = ("Augmentation", "Data", "Job", "Launch", "Loss", "Student", "Teacher", "Training")
-__all__ = ["Augmentation", "Data", "Job", "Launch", "Loss", "Student", "Teacher", "Training", "check", "errors", "run"]
+__all__ = ["Augmentation", "Data", "Job", "Launch", "Loss", "Student", "Teacher", "Training", "check", "errors", "run", "sweep"]
 __version__ = "0.1.0"
 
 
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
         from raykd import config
 
         return getattr(config, name)
-    if name in ("run", "check"):
+    if name in ("run", "check", "sweep"):
         from raykd import api
 
         return getattr(api, name)

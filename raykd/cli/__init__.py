@@ -1,4 +1,4 @@
-"""The command line: `raykd run | check | list | show`.
+"""The command line: `raykd run | check | list | show | store | sweep`.
 
 Commands import what they need when they run, so that `raykd list` is there at once. With --json, stdout holds exactly one JSON
 object and everything else goes to stderr. Exit codes: 0 done, 1 `check` found faults or something unexpected happened, 2 a
@@ -6,6 +6,7 @@ mistake of the user's or a failed run (one message, no traceback), 130 stopped a
 
 parser    commands, options, help        jobfile   a job out of a file
 running   run, resume, seeds             looking   check, list, show
+storing   store build, info, verify, export        sweeping  sweep
 """
 
 from __future__ import annotations
@@ -19,13 +20,20 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from raykd.cli import looking, running
+from raykd.cli import looking, running, storing, sweeping
 from raykd.cli.looking import faults
 from raykd.cli.parser import make_parser
 from raykd.errors import Interrupted, JobFaults, RaykdError
 
 MISTAKE, STOPPED = 2, 130
-COMMANDS = {"run": running.run, "check": looking.check, "list": looking.listing, "show": looking.show}
+COMMANDS = {
+    "run": running.run,
+    "check": looking.check,
+    "list": looking.listing,
+    "show": looking.show,
+    "store": storing.storing,
+    "sweep": sweeping.sweep,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

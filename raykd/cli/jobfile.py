@@ -36,7 +36,7 @@ def load(spec: str, arguments: Mapping[str, str] | None = None) -> Job:
     Raises:
         ConfigError: no such file or function, a mistake in the file, an argument the function does not take.
     """
-    path, function = _split(spec)
+    path, function = split_spec(spec)
     find_modules(path)
     if path.is_dir():
         if not (path / "job.json").is_file():
@@ -45,12 +45,12 @@ def load(spec: str, arguments: Mapping[str, str] | None = None) -> Job:
             )
         path = path / "job.json"
     elif not path.is_file():
-        raise ConfigError(f"Job file {path}: no such file. {_near_files(path)}")
+        raise ConfigError(f"Job file {path}: no such file. {near_files(path)}")
     if path.suffix != ".py":
         if function or arguments:
             raise ConfigError(f"Job file {path}: holds a finished job; functions and --arg go with Python files. Use --set.")
         return resolve.read(path)
-    return _call(path, _function(path, _import(path), function), arguments or {})
+    return _call(path, _function(path, import_file(path), function), arguments or {})
 
 
 def parse_arguments(pairs: list[str]) -> dict[str, str]:
@@ -65,7 +65,8 @@ def parse_arguments(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _split(spec: str) -> tuple[Path, str | None]:
+def split_spec(spec: str) -> tuple[Path, str | None]:
+    """`FILE[:function]` as its two parts."""
     file, colon, function = spec.rpartition(":")
     if colon and (file.endswith(".py") or function.isidentifier()) and not Path(spec).exists():
         return Path(file), function
@@ -79,14 +80,20 @@ def find_modules(path: Path) -> None:
             sys.path.insert(0, str(folder))
 
 
-def _near_files(path: Path) -> str:
+def near_files(path: Path) -> str:
+    """A hint for a file that is not there."""
     if not path.parent.is_dir():
         return f"There is no folder {path.parent} either."
     known = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".py", ".json") or (p / "job.json").is_file())
     return near(path.name, known) if known else f"Folder {path.parent} holds no job files."
 
 
-def _import(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
+    """Imports a Python file by its path.
+
+    Raises:
+        ConfigError: it cannot be imported; says where.
+    """
     name = f"raykd_job_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, path
@@ -98,7 +105,7 @@ def _import(path: Path) -> ModuleType:
     except SyntaxError as error:
         raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}: {(error.text or '').strip()!r}.") from None
     except Exception as error:
-        raise ConfigError(_where(path, error)) from error
+        raise ConfigError(place_of(path, error)) from error
     return module
 
 
@@ -136,7 +143,7 @@ def _call(path: Path, function: Callable[..., Any], arguments: Mapping[str, str]
     try:
         found = function(**values)
     except Exception as error:
-        raise ConfigError(_where(path, error)) from error
+        raise ConfigError(place_of(path, error)) from error
     if not isinstance(found, Job):
         raise ConfigError(f"{where}: expected a raykd.Job, got {type(found).__name__}. End it with `return raykd.Job(...)`.")
     return found
@@ -184,7 +191,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _where(path: Path, error: Exception) -> str:
+def place_of(path: Path, error: Exception) -> str:
     """`jobs/kd.py:12: NameError: ...`, at the innermost line of the user's file."""
     lines = [
         f.lineno

@@ -66,6 +66,13 @@ def show(arguments: argparse.Namespace) -> tuple[int, Any]:
         if not arguments.json:
             runs.print_seeds(console, summary)
         return 0, summary
+    if (place / "sweep.json").is_file():
+        from raykd.report.sweeps import print_sweep
+
+        sweep = json.loads((place / "sweep.json").read_text())
+        if not arguments.json:
+            print_sweep(console, sweep)
+        return 0, sweep
     run = runs.load(place)
     if not arguments.json:
         runs.print_run(console, run)

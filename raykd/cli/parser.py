@@ -10,7 +10,7 @@ from raykd import __version__
 from raykd.errors import near
 
 NEWEST = ""  # --resume without a folder
-KINDS = ("methods", "models", "recipes", "signals")  # as report.catalogues.KINDS
+KINDS = ("methods", "models", "recipes", "signals", "aggregators")  # as report.catalogues.KINDS
 
 ABOUT = """\
 Multi-model knowledge distillation on Ray: teachers answer for batches from wherever they live, a student learns.
@@ -20,6 +20,8 @@ Multi-model knowledge distillation on Ray: teachers answer for batches from wher
   raykd run jobs/digits_demo.py                 run it, with live progress; leaves a run folder with report.html
   raykd run jobs/digits_demo.py --resume        go on with the newest run of this job
   raykd show runs/digits-demo-001               its table again
+  raykd store build jobs/cifar10_from_store.py  keep what teachers say, for later runs
+  raykd sweep jobs/digits_demo.py tune_spaces/kd_temperature_weight.py     many trials, teachers paid for once
 """
 RUN_EXAMPLES = """\
 examples:
@@ -51,7 +53,27 @@ examples:
 SHOW_EXAMPLES = """\
 examples:
   raykd show runs/digits-demo-001   accuracies, traffic, curves, where the numbers come from
+  raykd show runs/digits-demo-sweep-001   the trials of a sweep, its winner
   raykd show dkd                    a method: formula, signals, options, paper, file
+"""
+STORE_EXAMPLES = """\
+examples:
+  raykd store build jobs/cifar10_from_store.py --epochs 4 --dry-run     bytes, nothing written
+  raykd store build jobs/cifar10_from_store.py --epochs 4               again: only what is missing or damaged is built
+  raykd run jobs/cifar10_from_store.py                                  trains from it
+  raykd store info stores/cifar10
+  raykd store verify stores/cifar10                                     every checksum
+  raykd store export stores/cifar10 --out parquet/cifar10
+"""
+SWEEP_EXAMPLES = """\
+examples:
+  raykd sweep jobs/digits_demo.py tune_spaces/kd_temperature_weight.py --samples 12
+  raykd sweep jobs/digits_demo.py tune_spaces/methods.py --search grid --scheduler none
+  raykd sweep jobs/digits_demo.py tune_spaces/pbt_learning_rate.py --scheduler pbt --samples 8
+  raykd sweep --resume runs/digits-demo-sweep-001       the same trials; finished ones are not run again
+  raykd run runs/digits-demo-sweep-001/best_job.json    the winner once more
+
+Trials are judged on a held-out part of the training images; eval and test belong to the winner, re-run with several seeds.
 """
 
 
@@ -77,6 +99,8 @@ def make_parser() -> argparse.ArgumentParser:
     listing.add_argument("--section", metavar="S", help="methods of one section only: its number (1.2) or folder (feature)")
     show = _command(commands, "show", "a run's table and curves, or a method", SHOW_EXAMPLES)
     show.add_argument("what", metavar="RUN_FOLDER|METHOD", help="a run folder, a method's slug or package.module:my_loss")
+    _add_store(commands)
+    _add_sweep(commands)
     return parser
 
 
@@ -93,6 +117,71 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument("--folder", metavar="DIR", help="run folder (default: <job.runs>/<job.name>-<number>)")
     run.add_argument("--quiet", action="store_true", help="no progress: warnings and the closing table only")
+
+
+def _add_store(commands: Any) -> None:
+    about = "what teachers say, kept in files that later runs train from"
+    shown = argparse.RawDescriptionHelpFormatter
+    store = commands.add_parser("store", help=about, description=about, epilog=STORE_EXAMPLES, formatter_class=shown)
+    actions = store.add_subparsers(title="actions", metavar="ACTION", required=True)
+    build = _action(actions, "build", "run the job's teachers once and keep what its losses need; goes on where it stopped")
+    _add_job(build)
+    build.add_argument("--out", metavar="DIR", help="folder of the store (default: what the job's teachers name as `store`)")
+    build.add_argument("--epochs", type=_count, metavar="E", help="epochs whose views are kept; a longer training repeats them")
+    build.add_argument("--rows", type=_count, metavar="N", help="samples a shard (default: 4096, or as many as suits the data)")
+    build.add_argument("--dry-run", action="store_true", help="print the bytes, write nothing")
+    build.add_argument("--anew", action="store_true", help="build every shard, those that are whole too")
+    build.add_argument("--quiet", action="store_true", help="no progress: warnings and the result only")
+    info = _action(actions, "info", "what a store holds")
+    verify = _action(actions, "verify", "compare every file with its checksum")
+    verify.add_argument("--recompute", action="store_true", help="also ask the live teachers for some batches and compare")
+    export = _action(actions, "export", "write the signals as Parquet, decoded")
+    export.add_argument("--out", metavar="DIR", required=True, help="folder for the Parquet files")
+    for action in (info, verify, export):
+        action.add_argument("folder", metavar="DIR", help="folder of the store")
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = _command(
+        commands, "sweep", "run many trials of a job with other settings, then the best one with several seeds", SWEEP_EXAMPLES
+    )
+    sweep.add_argument("job", metavar="JOB[:function]", nargs="?", help="as the FILE of `raykd run`")
+    sweep.add_argument(
+        "space", metavar="SPACE[:function]", nargs="?", help="a Python file with a function that returns {path: distribution}"
+    )
+    sweep.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change a setting of all trials")
+    sweep.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="a keyword argument of JOB's function")
+    sweep.add_argument("--search", choices=("random", "grid", "optuna"), help="how trials are chosen (default: random)")
+    sweep.add_argument(
+        "--scheduler",
+        choices=("none", "asha", "hyperband", "median", "pbt"),
+        help="who stops trials early (default: asha); pbt copies good trials over bad ones",
+    )
+    sweep.add_argument("--samples", type=_count, metavar="N", help="trials to draw (default: 16)")
+    sweep.add_argument(
+        "--seeds", type=_count, metavar="N", help="seeds of the winner's runs on all training images (default: 3)"
+    )
+    sweep.add_argument(
+        "--share",
+        choices=("store", "pool", "none"),
+        help="teachers of all trials: outputs kept once (default), live replicas, or each trial its own",
+    )
+    sweep.add_argument(
+        "--holdout", type=float, metavar="SHARE", help="of the training images, to judge trials on (default: 0.1)"
+    )
+    sweep.add_argument("--grace", type=_count, metavar="E", help="epochs before a trial may be stopped (default: a ninth)")
+    sweep.add_argument("--reduction", type=_count, metavar="N", help="one of N trials goes on at each rung (default: 3)")
+    sweep.add_argument("--perturb-every", type=_count, metavar="E", help="epochs between pbt's exploits (default: a fifth)")
+    sweep.add_argument("--max-concurrent", type=_count, metavar="N", help="trials at a time (default: as many as fit)")
+    sweep.add_argument("--resume", metavar="FOLDER", help="go on with the sweep of this folder")
+    sweep.add_argument("--folder", metavar="DIR", help="folder of the sweep (default: <job.runs>/<job.name>-sweep-<number>)")
+    sweep.add_argument("--quiet", action="store_true", help="no progress: warnings and the closing table only")
+
+
+def _action(actions: Any, name: str, about: str) -> argparse.ArgumentParser:
+    parser = _command(actions, name, about, "")
+    parser.set_defaults(command="store", action=name)
+    return parser
 
 
 def _add_job(parser: argparse.ArgumentParser, optional: bool = False) -> None:

@@ -122,8 +122,8 @@ def held_out(dataset: DataSet, share: float, seed: int) -> tuple[View, View]:
         count = max(1, round(share * len(rows)))
         if count >= len(rows):
             raise DataError(
-                f"data.holdout: expected samples of class {label} on both sides of a share of {share:g}, got {len(rows)} in all. "
-                "Lower data.holdout, or take more training samples."
+                f"data.holdout: expected samples of class {label} on both sides of a share of {share:g}, got {len(rows)} in "
+                "all. Lower data.holdout, or take more training samples."
             )
         held[rows[np.argsort(drawn[rows], kind="stable")[:count]]] = True
     return View(dataset, np.flatnonzero(~held)), View(dataset, np.flatnonzero(held))
