@@ -89,6 +89,7 @@ class PoolSource:
         self._pending: deque[_Request] = deque()
         self._next = self.first % len(self.handles)
         self._all_down_since: float | None = None
+        self._setting = f"teachers.{self.asks.of[0].teacher}.replicas"
 
     def request(self, fields: Fields) -> _Request:
         """Sends one whole batch."""
@@ -165,12 +166,12 @@ class PoolSource:
         if all(r.gone for r in self._replicas):
             raise LostError(
                 f"Teacher {self.name!r}: all of its {len(self._replicas)} replicas are gone and none is started again ({why}). "
-                f"The last checkpoint is intact; raise teachers.{self.name}.replicas or .max_restarts and resume."
+                f"The last checkpoint is intact; raise {self._setting} or .max_restarts and resume."
             )
         if self._all_down_since is not None and now - self._all_down_since > self.restart_s:
             raise LostError(
                 f"Teacher {self.name!r}: none of {len(self._replicas)} replicas answered for {self.restart_s:.0f} s ({why}). "
-                f"The last checkpoint is intact; raise teachers.{self.name}.replicas or .max_restarts and resume."
+                f"The last checkpoint is intact; raise {self._setting} or .max_restarts and resume."
             )
         if not all_down and any(r.tries > self.retries for r in lost):
             raise SourceError(

@@ -76,11 +76,10 @@ class StoreSource:
         fill: the live teacher.
     """
 
-    window = 1
-    drop = False
-
     def __init__(self, folder: Path, teacher: str, signals: Iterable[Signal], fill: Source | None = None) -> None:
-        self.folder, self.teacher, self.fill = folder, teacher, fill
+        self.folder, self.teacher = folder, teacher
+        self.window, self.drop = 1, False
+        self.fill: Source | None = None
         self.header = read_header(folder)
         own = self.header.teachers[teacher]
         self.stats = Stats(errors=dict(own.errors))
@@ -94,6 +93,13 @@ class StoreSource:
         self._open: dict[Place, Views | None] = {}  # None: not whole
         self._faults: dict[Place, str] = {}
         self._whole: set[Place] = set()
+        if fill is not None:
+            self.fill_from(fill)
+
+    def fill_from(self, source: Source) -> None:
+        """From now on the live teacher answers for batches with rows that are not there, a window of them at a time."""
+        self.fill, self.window, self.drop = source, source.window, source.drop
+        source.stats = self.stats
 
     def request(self, fields: Fields) -> Pending:
         """Reads the signals of one batch, keyed by `sample_index` and `augmentation_seed` (the epoch of its views)."""

@@ -27,6 +27,7 @@ from raykd.roles.teacher import Teacher as TeacherRole
 from raykd.signals import Signal
 
 STAGE = "stage:"
+AT_ONE = ("mean_logits", "confidence", "entropy", "label")  # aggregators that read logits beside softmax(z / temperature)
 
 
 def facts(job: Job) -> Facts:
@@ -106,6 +107,12 @@ def codec(job: Job, found: list[Plan], teacher: str) -> codecs.Codec:
         raise ConfigError(
             f"teachers.{teacher}.codec: expected one that keeps every class for {', '.join(dense)}, "
             f"got {job.teachers[teacher].codec}. Use dense, fp16 or int8."
+        )
+    unfit = sorted({p.name for p in listening if p.aggregate is not None and p.aggregate.how in AT_ONE})
+    if unfit:
+        raise ConfigError(
+            f"teachers.{teacher}.codec: {job.teachers[teacher].codec} is exact at the loss's temperature only, and the "
+            f"aggregate of {', '.join(unfit)} reads more. Use dense, fp16 or int8, or aggregate='mean_probs'."
         )
     temperatures = {float(p.loss.options.get("temperature", 1.0)) for p in listening}
     if len(temperatures) > 1:

@@ -145,7 +145,9 @@ def _on_ray(
     verdict = preflight.fit(needed, cluster.nodes(free=False))
     if not verdict.fits:
         raise ResourceError(verdict.text)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.wait_for_min_actors_s = int(job.launch.start_timeout_s)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     hidden = {} if spec.gpus else {"CUDA_VISIBLE_DEVICES": ""}
     builder: Any = Builder
@@ -164,3 +166,8 @@ def _on_ray(
             yield Place(name, int(row["epoch"]), int(row["shard"])), json.loads(row["marker"])
     except RayError as error:
         raise original(error, f"Teacher {name!r}") from None
+    except TimeoutError:
+        raise ResourceError(
+            f"Teacher {name!r}: its replicas were not ready within {job.launch.start_timeout_s:g} s. Is something else using "
+            "the cluster? `ray status` shows it; launch.start_timeout_s waits longer."
+        ) from None

@@ -76,7 +76,7 @@ def sources(job: Job, plans: list[Plan], known: Facts, handles: Mapping[str, lis
         )
         kept = found.get(name)
         if isinstance(kept, StoreSource):
-            kept.fill = pool
+            kept.fill_from(pool)
         else:
             found[name] = pool
     return {name: found[name] for name in groups(job)}

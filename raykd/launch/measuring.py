@@ -65,7 +65,8 @@ def score(who: Ballot, dataset: DataSet, logits: Mapping[str, np.ndarray], part:
     labels = torch.from_numpy(dataset.labels[np.concatenate(rows)])
     scores = {name: torch.from_numpy(np.array(z)) for name, z in logits.items()}
     found = {name: count_right(z, labels, who.label_maps[name]) for name, z in scores.items()}
-    if who.ensemble:
+    alike = len({scores[name].shape[-1] for name in who.ensemble}) == 1  # published weights come with classes of their own
+    if who.ensemble and alike:
         given = {"weights": torch.tensor(who.weights), "temperature": 1.0}
         found[""] = count_right(aggregate(who.how, [scores[name] for name in who.ensemble], given), labels)
     return found

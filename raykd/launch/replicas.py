@@ -25,6 +25,8 @@ from raykd.launch.measuring import accuracies as accuracies_of
 from raykd.roles.evaluator import Counts
 from raykd.roles.network import Facts
 
+PATIENCE = 12  # times launch.start_timeout_s: how long measuring the teachers may take
+
 
 class Replica:
     """One copy of a teacher, or of the teachers that share an actor. Calls queue up in one thread, so that threads and bits are
@@ -72,7 +74,7 @@ def score_part(
     for name, (ref,) in refs.items():
         try:
             logits[name] = ray.get(ref, timeout=timeout_s)
-        except RayTaskError:
+        except (RayTaskError, GetTimeoutError):
             raise
         except RayError:
             return name
@@ -126,16 +128,22 @@ def accuracies(job: Job, known: Facts, handles: Mapping[str, list[Any]], split: 
     homes = {name: source for source, members in groups(job).items() for name in members}
     task = {"num_cpus": launch.cpus, "num_gpus": launch.gpus, "runtime_env": _runtime_env(job, launch.gpus)}
     visiting, scoring = ray.remote(_visit).options(**task), ray.remote(score_part).options(**task | {"num_gpus": 0})
-    scorers = next(iter(handles.values()), [])
+    scorers, patience = next(iter(handles.values()), []), PATIENCE * launch.start_timeout_s
+
+    loaded = {
+        name: _as_list(visiting.options(num_returns=parts).remote(job, name, known, split, parts))
+        for name in job.teachers
+        if homes[name] not in handles
+    }
 
     def ask(teacher: str, part: int, attempt: int) -> Any:
-        replicas = handles.get(homes[teacher])
-        if replicas is None:
-            return visiting.remote(job, teacher, known, split, part, parts)
+        if teacher in loaded:
+            return loaded[teacher][part]
+        replicas = handles[homes[teacher]]
         return replicas[(part + attempt) % len(replicas)].logits.remote(teacher, split, part, parts)
 
     def compare(part: int, attempt: int) -> Any:
-        given = (who, split, part, parts, asked[part], launch.start_timeout_s)
+        given = (who, split, part, parts, asked[part], patience)
         if not scorers:
             return scoring.remote(job, *given)
         return scorers[(part + attempt) % len(scorers)].score.remote(*given)
@@ -145,7 +153,7 @@ def accuracies(job: Job, known: Facts, handles: Mapping[str, list[Any]], split: 
     for attempt in range(launch.retries + 1):
         waiting = {part: compare(part, attempt) for part in asked if part not in found}
         for part, ref in waiting.items():
-            answer = _answer(ref, 2 * launch.start_timeout_s)
+            answer = _answer(ref, patience + launch.start_timeout_s)
             if isinstance(answer, dict):
                 found[part] = answer
             elif answer is not None:
@@ -159,16 +167,26 @@ def _answer(ref: Any, timeout_s: float) -> Any:
     """Counts, the name of a teacher whose replica was lost, or None where the one that compared was lost."""
     try:
         return ray.get(ref, timeout=timeout_s)
+    except GetTimeoutError:
+        raise SourceError(
+            f"Measuring the teachers: not done within {timeout_s:g} s. Lower data.eval_limit, or raise launch.start_timeout_s."
+        ) from None
     except RayTaskError as error:
         raise original(error, "Measuring the teachers") from None
     except RayError:
         return None
 
 
-def _visit(job: Job, teacher: str, known: Facts, split: str, part: int, parts: int) -> np.ndarray:
-    """Logits of a teacher that is loaded for this alone."""
-    committee = make_committee(job, (teacher,), known)
-    return logits_of(committee.teachers[teacher].logits, open_data(job.data, split, job.seed), part, parts)
+def _visit(job: Job, teacher: str, known: Facts, split: str, parts: int) -> Any:
+    """Logits of a teacher that is loaded for this alone, part by part."""
+    model = make_committee(job, (teacher,), known).teachers[teacher].logits
+    dataset = open_data(job.data, split, job.seed)
+    found = [logits_of(model, dataset, part, parts) for part in range(parts)]
+    return found if parts > 1 else found[0]
+
+
+def _as_list(refs: Any) -> list[Any]:
+    return refs if isinstance(refs, list) else [refs]
 
 
 def _actor(job: Job, names: tuple[str, ...], own_name: str) -> Any:

@@ -306,6 +306,7 @@ def _local(
         committee = getattr(sources[homes[name]], "committee", None) or assembly.make_committee(job, (name,), known)
         models[name] = committee.teachers[name].logits
     teachers = _told(path, job, known, measuring.here(job, _teacher_split(job), models) if models else {}, watcher)
+    del models  # of a store's teachers nothing is needed any more
     asked = Asked(folder)
 
     def should_stop() -> bool:

@@ -55,7 +55,19 @@ def settings(job: Job) -> list[str]:
         found.append("training.evaluate: 'ema' needs training.ema, the decay of the averaged copy (for example 0.999).")
     if data.limit is not None and data.per_class is not None:
         found.append("data.limit: expected either limit or per_class, got both. Set one of them.")
-    if job.teachers and not (has_split(data, "eval") or has_split(data, "test")):
+    patience = sum(
+        (job.teachers[names[0]].replicas + 1) * launch.request_timeout_s + launch.start_timeout_s
+        for names in assembly.groups(job).values()
+        if job.teachers[names[0]].on_loss == "drop"
+    )
+    if launch.workers > 1 and patience >= launch.collective_timeout_s:
+        found.append(
+            f"launch.collective_timeout_s: expected above {patience:g} s, the longest that one worker may wait for teachers "
+            f"that are dropped (on_loss) while the others wait for it, got {launch.collective_timeout_s:g}. Raise it."
+        )
+    if data.eval == "holdout" and not data.holdout:
+        found.append("data.eval: 'holdout' needs data.holdout, the share of the training images to hold out (for example 0.1).")
+    elif job.teachers and not (has_split(data, "eval") or has_split(data, "test")):
         found.append("data.eval: the teachers are measured before the training, there is no split for it. Set it.")
     if "://" in job.runs:
         found.append(
@@ -109,19 +121,29 @@ def _together(name: str, loss: Loss, method: catalogue.Method, job: Job) -> list
             f"losses.{name}: {method.slug} reads labels, which {', '.join(maps)} knows only in part (label_map). "
             f"Use a loss of logits alone, or name other teachers in losses.{name}.teachers."
         )
+    hooks = {"step", "before_forward"} & set(method.hooks)
+    if hooks and job.training.accumulate > 1:
+        found.append(f"training.accumulate: {method.slug} needs the whole batch of a step at once. Set it to 1.")
+    doubled = sorted({t for t in loss.teachers if loss.teachers.count(t) > 1})
+    if doubled:
+        found.append(f"losses.{name}.teachers: expected each teacher once, got {', '.join(doubled)} twice. Leave one out.")
     droppable = [t for t, spec in teachers.items() if spec.on_loss == "drop"]
-    if droppable and method.teacher_role == "teachers" and method.trains:
+    if not droppable or method.teacher_role is None:
+        return found
+    where = f"teachers.{droppable[0]}.on_loss"
+    if method.teacher_role == "teachers" and (method.trains or hooks):
         found.append(
-            f"teachers.{droppable[0]}.on_loss: {method.slug} trains parts for each of its teachers and cannot go on without "
-            "one. Set on_loss='stop'."
+            f"{where}: {method.slug} trains parts for each of its teachers and cannot go on without one. Set on_loss='stop'."
         )
-    if droppable and loss.options.get("teacher_weights"):
+    if loss.options.get("teacher_weights"):
         found.append(
-            f"teachers.{droppable[0]}.on_loss: losses.{name}.teacher_weights gives each teacher a number and cannot go on "
-            "without one. Set on_loss='stop', or use teachers.*.weight."
+            f"{where}: losses.{name}.teacher_weights gives each teacher a number and cannot go on without one. "
+            "Set on_loss='stop', or use teachers.*.weight."
         )
-    if droppable and method.teacher_role is not None and len(teachers) == 1:
-        found.append(f"teachers.{droppable[0]}.on_loss: losses.{name} listens to this teacher alone. Set on_loss='stop'.")
+    for gone in assembly.groups(job).values():
+        left = [t for t, spec in teachers.items() if t not in gone and spec.weight > 0]
+        if not left and set(gone) & set(droppable):
+            found.append(f"{where}: losses.{name} listens to nobody else with a weight above 0. Set on_loss='stop'.")
     return found
 
 
@@ -137,9 +159,9 @@ def actors(job: Job) -> list[str]:
                 "Make them equal."
                 for setting in differ
             ]
-        if len(names) > 1 and actor in job.teachers and actor not in names:
-            found.append(f"teachers.{names[0]}.actor: {actor!r} is the name of a teacher with actors of its own. Rename it.")
     for name, spec in job.teachers.items():
+        if spec.actor is not None and spec.actor in job.teachers and job.teachers[spec.actor].actor != spec.actor:
+            found.append(f"teachers.{name}.actor: {spec.actor!r} is the name of a teacher with actors of its own. Rename it.")
         if spec.actor is not None and spec.placement != "pool":
             found.append(f"teachers.{name}.actor: only teachers in a pool share actors, got placement={spec.placement!r}.")
         over = [c for c in spec.label_map or () if c >= job.data.num_classes]

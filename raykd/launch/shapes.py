@@ -109,6 +109,9 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
         RaykdError: the shapes do not fit, or the loss answers with something that is no loss.
     """
     roles: dict[str, Any] = {"student": {k: _trained(v) for k, v in seen["student"].items()}}
+    if plan.aggregate is not None and len({tuple(seen[t]["logits"].shape) for t in plan.teachers}) > 1:
+        got = ", ".join(f"{t} {seen[t]['logits'].shape[-1]}" for t in plan.teachers)
+        raise SignalError(f"aggregate: expected teachers of as many classes, got {got}. Leave `aggregate` out, or a teacher.")
     if plan.lists:
         roles["teachers"] = [seen[name] for name in plan.teachers]
     elif plan.teachers:

@@ -201,7 +201,7 @@ def planned(job: Job, folder: Path, epochs: int | None, rows: int | None, heard:
     staged = [
         f"teachers.{n}.weights: a store needs weights that are there, got {t.weights!r}. Run the job first, then name the "
         "student.safetensors of its stage."
-        for n, t in job.teachers.items()
+        for n, t in seen.job.teachers.items()
         if (t.weights or "").startswith(assembly.STAGE)
     ]
     if not job.teachers:

@@ -9,19 +9,39 @@ from typing import Any
 from raykd.config import Job, Loss, Teacher
 from raykd.errors import ConfigError
 
+COMPARED = ("temperature", "weight", "ce_weight", "drop_num", "drop_probability")  # options that a stage has of its loss
+
 
 def stage_names(name: str, count: int) -> list[str]:
     """`<loss>-1`, `<loss>-2`, ..."""
     return [f"{name}-{k}" for k in range(1, count + 1)]
 
 
-def there(job: Job, names: Sequence[str], where: str) -> bool:
+def there(job: Job, names: Sequence[str], models: Sequence[str], where: str) -> bool:
     """Whether these stages are in the job already; False where none is.
 
+    Args:
+        job: with or without them.
+        names: of the stages.
+        models: the architecture each trains.
+        where: the option that names these.
+
     Raises:
-        ConfigError: some are, or a teacher has the name of one: they are not ours.
+        ConfigError: some are, or a teacher has the name of one: they are not ours. Or they were made of other settings.
     """
     if names and all(name in job.stages for name in names):
+        own = job.losses[where.split(".")[1]].options
+        for name, model in zip(names, models):
+            stage = job.stages[name]
+            made = {"model": stage.student.model, "seed": stage.seed}
+            made |= {o: v for loss in stage.losses.values() for o, v in loss.options.items() if o in own and o in COMPARED}
+            now = {"model": model, "seed": job.seed, **{option: own[option] for option in made if option in own}}
+            changed = [f"{o} was {made[o]!r}, is {now[o]!r}" for o in made if made[o] != now[o]]
+            if changed:
+                raise ConfigError(
+                    f"{where}: expected the settings that stage {name!r} was made of, got others ({'; '.join(changed)}). "
+                    "Start from the job's own file, or change the stages too."
+                )
         return True
     taken = [name for name in names if name in job.stages or name in job.teachers]
     if taken:
@@ -82,6 +102,7 @@ def stage_teacher(job: Job, stage: str, model: str, like: Teacher) -> Teacher:
         compile=student.compile,
         channels_last=student.channels_last,
         placement="pool" if like.placement == "store" else like.placement,
+        on_loss="stop",
         weight=1.0,
         actor=None,
         label_map=None,

@@ -87,19 +87,24 @@ class Tapped:
         self._taps.open()
         self._run = torch.compile(model) if spec.compile else model
 
-    def __call__(self, images: Tensor, key: int | None = None) -> Signals:
+    def __call__(self, images: Tensor, key: int | None = None, wanted: Iterable[Signal] | None = None) -> Signals:
         """Signals of uint8 images `[b c h w]`, by key; `logits` are there unless signals of views alone were asked for.
 
         Args:
             images: the batch.
             key: of the batch: what a view draws follows from it; None leaves signals of views out.
+            wanted: some of the tapped signals; None: all.
         """
+        asked = self.signals if wanted is None else tuple(wanted)
         inputs = self.inputs(images)
-        plain = [s for s in self.signals if s.view is None]
+        plain = [s for s in asked if s.view is None]
         found: Signals = {}
         if plain or key is None or not self._views:
             found = self._forward(self._run, inputs, plain)
-        for options, signals in self._views.items() if key is not None else ():
+        for options, every in self._views.items() if key is not None else ():
+            signals = [s for s in every if s in asked]
+            if not signals:
+                continue
             blocks = stochastic(self._blocks, torch_generator(key or 0, "stochastic", str(options)), **dict(options))
             with without(self.model, blocks):
                 seen = self._forward(self.model, inputs, signals)

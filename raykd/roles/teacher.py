@@ -46,9 +46,10 @@ class Teacher:
             key: of the batch, for views that draw.
         """
         if not set(wanted) <= set(self.tapped.signals):
-            self.tapped.close()
-            self.tapped = Tapped(self.spec, self.model, (*self.tapped.signals, *wanted), self.facts, self.device)
-        found = self.tapped(images) if key is None else self.tapped(images, key)
+            before, every = self.tapped, (*self.tapped.signals, *wanted)
+            self.tapped = Tapped(self.spec, self.model, every, self.facts, self.device)
+            before.close()
+        found = self.tapped(images, key, wanted)
         return {signal.key: found[signal.key].contiguous() for signal in wanted}
 
     @torch.no_grad()

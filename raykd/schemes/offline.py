@@ -12,6 +12,7 @@ alike; with more than one worker the host has set up torch.distributed.
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections import deque
@@ -45,6 +46,7 @@ from raykd.roles.teacher import check_finite
 from raykd.signals import Signals
 
 Batch = Mapping[str, Tensor]
+PROBE = "probe.json"  # shapes of the teachers' signals
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,14 @@ def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], settin
     labels = torch.tensor(train.labels)
     learner = Learner(job, setting.plans, setting.facts, labels, device, order.steps_per_epoch, rank)
     first = make_batch(train, order.indices(0, 0), job.data.augmentation, job.seed, 0)
-    _bind(learner, first | recipe(first, 0), sources)
+    lost = _bind(learner, first | recipe(first, 0), sources, setting.folder / PROBE, rank)
     places = setting.folder / "checkpoints"
     step = _of_rank_0(checkpoints.newest(places))
     if step is not None:
         learner.load_state(checkpoints.load(places, step, rank, world))
     recorder = Recorder(setting.folder / "metrics.jsonl", learner.step_count) if rank == 0 else None
     try:
-        return _Run(rank, world, job, sources, setting, train, order, learner, recorder).all()
+        return _Run(rank, world, job, sources, setting, train, order, learner, recorder).all(lost)
     finally:
         if recorder is not None:
             recorder.close()
@@ -108,14 +110,37 @@ def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], settin
             source.close()
 
 
-def _bind(learner: Learner, batch: Batch, sources: Mapping[str, Source]) -> None:
-    """The probe: one real batch through every teacher and the student, before step 0."""
-    pending = {name: source.request(batch) for name, source in sources.items()}
-    signals = {name: found for answer in pending.values() for name, found in answer.result().items()}
-    for name, found in signals.items():
+def _bind(learner: Learner, batch: Batch, sources: Mapping[str, Source], kept: Path, rank: int) -> list[str]:
+    """The probe: one real batch through every teacher and the student, before the first step of this start.
+
+    Names the sources that were lost before it and that the training may go on without. Their parts are built from the shapes
+    of the run's first probe, so that its checkpoints fit.
+    """
+    queue: deque[tuple[Batch, dict[str, Pending]]] = deque([(batch, {})])
+    gone = _ask(queue, sources)
+    signals: dict[str, dict[str, Signals]] = {}
+    for name, answer in queue[0][1].items():
+        try:
+            signals[name] = dict(answer.result())
+        except LostError:
+            gone |= _droppable(name, sources)
+    lost = _agreed(gone, sources)
+    if lost and not kept.exists():
+        raise LostError(
+            f"Teacher {', '.join(lost)}: no replica is left, and there was none to begin with. Start the run again."
+        )
+    before = json.loads(kept.read_text()) if lost else {}
+    for name in lost:
+        shapes = before[name].items()
+        signals[name] = {t: {key: torch.zeros(shape) for key, shape in found.items()} for t, found in shapes}
+    answers = {t: found for own in signals.values() for t, found in own.items()}
+    for name, found in answers.items():
         check_finite(name, found)
-    fields = {name: value.to(learner.device) for name, value in batch.items()}
-    learner.bind(fields, signals)
+    if rank == 0 and not lost:
+        shapes_of_all = {n: {t: {k: list(v.shape) for k, v in f.items()} for t, f in own.items()} for n, own in signals.items()}
+        kept.write_text(json.dumps(shapes_of_all) + "\n")
+    learner.bind({name: value.to(learner.device) for name, value in batch.items()}, answers)
+    return lost
 
 
 @dataclass
@@ -136,10 +161,11 @@ class _Run:
     lost: set[str] = field(default_factory=set)  # sources
     dropped: dict[str, int] = field(default_factory=dict)  # teacher -> the first step without it
 
-    def all(self) -> dict[str, Any]:
-        """All epochs, evaluation, export."""
+    def all(self, lost: list[str]) -> dict[str, Any]:
+        """All epochs, evaluation, export; without the sources that are `lost` already."""
         training, launch = self.job.training, self.job.launch
         started, first = time.time(), self.learner.step_count
+        self._remember(lost)
         past = read(self.setting.folder / "metrics.jsonl", "eval") if self.rank == 0 else []
         self.best = max(past, key=lambda r: r["top1"], default=None)
         last_step = self.order.steps_per_epoch * (training.epochs or 1)
@@ -188,10 +214,27 @@ class _Run:
         self.lost |= set(names)
         gone = [t for name in names for t, spec in self.job.teachers.items() if name in (t, spec.actor)]
         for teacher in gone:
-            self.dropped[teacher] = self.learner.step_count
+            self.dropped.setdefault(teacher, self.learner.step_count)
             warnings.warn(f"Teacher {teacher!r} is lost: step {self.learner.step_count} goes on with the others.", stacklevel=2)
         if self.recorder is not None:
             self.recorder.write("dropped", self.learner.step_count, teachers=gone)
+
+    def _remember(self, lost: list[str]) -> None:
+        """What earlier starts recorded of teachers that were lost; the others are back."""
+        away: dict[str, int] = {}
+        for record in read(self.setting.folder / "metrics.jsonl") if self.rank == 0 else []:
+            if record.get("kind") == "dropped":
+                away |= {teacher: int(record["step"]) for teacher in record["teachers"] if teacher not in away}
+            elif record.get("kind") == "returned":
+                away = {teacher: step for teacher, step in away.items() if teacher not in record["teachers"]}
+        still = [t for t, spec in self.job.teachers.items() if {t, spec.actor} & set(lost)]
+        back = [teacher for teacher in away if teacher not in still]
+        if back and self.recorder is not None:
+            self.recorder.write("returned", self.learner.step_count, teachers=back)
+        self.lost = set(lost)
+        self.dropped = {teacher: away.get(teacher, self.learner.step_count) for teacher in still}
+        if any(teacher not in away for teacher in still):
+            self._lose(lost)
 
     def _tell(self, epoch: int, accuracy: Accuracy, tell: Callable[[dict[str, Any]], None]) -> None:
         places = self.setting.folder / "checkpoints"
@@ -333,6 +376,12 @@ def _droppable(name: str, sources: Mapping[str, Source]) -> set[str]:
     if not sources[name].drop:
         raise
     return {name}
+
+
+def _agreed(gone: set[str], sources: Mapping[str, Source]) -> list[str]:
+    """Sources that any worker has lost."""
+    shared = world_size() > 1 and any(source.drop for source in sources.values())
+    return _by_all(gone, list(sources)) if shared else sorted(gone)
 
 
 def _by_all(gone: set[str], names: list[str]) -> list[str]:

@@ -70,6 +70,18 @@ def faults(job: Job) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["takd", "dgkd"])
+@pytest.mark.parametrize("change", [{"seed": 5}, {"losses.{}.temperature": 9.0}, {"losses.{}.assistants": ["digits_cnn"]}])
+def test_a_chain_that_has_its_stages_is_not_changed_behind_them(kind, change):
+    """A resolved job says its stages in full; other options of the loss would not reach them."""
+    made = resolve(chain(kind))
+    assert resolve(made) == made
+    with pytest.raises(
+        JobFaults, match=rf"losses\.{kind}\.assistants: expected the settings that stage '{kind}-1' was made of"
+    ):
+        resolve(made.replace(**{path.format(kind): value for path, value in change.items()}))
+
+
 def test_what_cannot_be_a_chain_says_so():
     bare = chain("takd")
     losses = {"takd": Loss("takd")}

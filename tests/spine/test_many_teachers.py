@@ -4,6 +4,8 @@ Real CIFAR-10 images with crop, flip and mixup; aggregates, a loss of one teache
 """
 
 import json
+import os
+import signal
 import warnings
 
 import pytest
@@ -13,6 +15,7 @@ from raykd.config import Loss, Teacher
 from raykd.errors import LostError
 from raykd.parts.aggregators import aggregators
 from tests.spine.small import At, assert_equal_states, cifar, final_state, go, steps_seen, trace
+from tests.spine.test_resume import born, own_workers
 
 RAY = {"launch.backend": "ray", "launch.cpus": 0.5}
 FILES = {56: "resnet56-4bfd9763.th", 32: "resnet32-d509ac18.th", 20: "resnet20-12fca82f.th"}
@@ -145,6 +148,33 @@ def test_a_lost_teacher_stops_the_run_and_it_resumes_to_the_same_weights(referen
     go(job, tmp_path / "run", resume=True)
     assert trace(tmp_path / "run") == reference[0]
     assert_equal_states(final_state(tmp_path / "run"), reference[1])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_worker_that_dies_after_a_teacher_goes_on_without_it(real_data, tmp_path, ray_cluster):
+    settings = RAY | {"launch.host": "actors", "teachers.r20.on_loss": "drop", "training.epochs": 4}
+    job = many(real_data, (32, 20), **settings, losses={"each": Loss("kd")}, ce_weight=0.1)
+
+    class Then(At):
+        """Kills the worker some steps after the teacher."""
+
+        def poll(self):
+            super().poll()
+            if self.fired_at is not None and not self.second and steps_seen(self.folder) >= self.fired_at + 9:
+                self.second = True
+                os.kill(max(own_workers(b"ray::_Worker"), key=born), signal.SIGKILL)
+
+    killer = Then(4, kill_all_of("r20"))
+    killer.second = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = go(job, tmp_path / "run", killer)
+    assert killer.second
+    steps = trace(tmp_path / "run")
+    assert [s for s, _ in steps] == list(range(1, 2 * STEPS + 1))
+    dropped = result["teachers"]["r20"]["dropped_at"]
+    assert all(set(terms) == {"ce", "each.r32"} for s, terms in steps if s > dropped)
 
 
 @pytest.mark.ray

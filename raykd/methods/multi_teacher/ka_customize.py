@@ -221,7 +221,7 @@ def stages(job: Job, name: str) -> Job:
     heard = heard_by(job, name)
     maps = list(dict.fromkeys(job.teachers[teacher].label_map for teacher in heard))
     names = stage_names(name, len(maps))
-    if there(job, names, f"losses.{name}.components"):
+    if there(job, names, models, f"losses.{name}.components"):
         return job
     if len(models) not in (1, len(maps)):
         raise ConfigError(

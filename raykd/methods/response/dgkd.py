@@ -124,7 +124,7 @@ def stages(job: Job, name: str) -> Job:
     loss = job.losses[name]
     models = words(loss.options.get("assistants", ()), f"losses.{name}.assistants")
     names = stage_names(name, len(models))
-    if not models or there(job, names, f"losses.{name}.assistants"):
+    if not models or there(job, names, models, f"losses.{name}.assistants"):
         return job
     heard = heard_by(job, name)
     guides = {teacher: job.teachers[teacher] for teacher in heard}

@@ -81,7 +81,7 @@ def stages(job: Job, name: str) -> Job:
             f"for example assistants=('crd_resnet32',), or take `kd`, which has none."
         )
     names = stage_names(name, len(models))
-    if there(job, names, f"losses.{name}.assistants"):
+    if there(job, names, models, f"losses.{name}.assistants"):
         return job
     heard = heard_by(job, name)
     teachers = {teacher: job.teachers[teacher] for teacher in heard}
