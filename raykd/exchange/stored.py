@@ -107,13 +107,13 @@ class StoreSource:
         rows, epochs = (fields[name].numpy().astype(np.int64) for name in ("sample_index", "augmentation_seed"))
         if not self.header.varies:
             epochs[:] = 0
-        self.stats.requests += 1
         groups = self._groups(rows, epochs)
         self._close_but(np.unique(epochs))
         missing = [places for place, places in groups.items() if self._views(place) is None]
         if missing:
             return self._missing(fields, rows, epochs, np.concatenate(missing), [p for p in groups if p in self._faults])
         found = self._decoded(self._gather(groups, rows))
+        self.stats.requests += 1
         self.stats.client_s += time.process_time() - started
         return Done({self.teacher: found})
 

@@ -133,7 +133,8 @@ def test_all_die_and_one_returns(replicas):
 
 @pytest.mark.filterwarnings("ignore:Teacher")
 def test_all_dead_for_good_is_an_error_that_names_the_setting(replicas):
-    source = PoolSource("big", replicas, ASKS, restart_s=0.05)
+    asks = Asks((Ask("big", (Signal("logits"),), parse("dense")),))
+    source = PoolSource("shared", replicas, asks, restart_s=0.05)
     request = source.request(batch(1))
     for replica in replicas:
         replica.die()
