@@ -22,7 +22,7 @@ demo: install          ## two teachers trained on digits, then one student, on R
 test: test-fast test-ray   ## everything that is not slow or gpu
 
 test-fast: install     ## no Ray cluster
-	$(RUN) -m pytest -q -m "not ray and not slow and not gpu"
+	$(RUN) -m pytest -q -n 2 -m "not ray and not slow and not gpu"
 
 test-ray: install      ## real Ray clusters
 	$(RUN) -m pytest -q -m "ray and not slow and not gpu"

@@ -107,6 +107,7 @@ def test_the_teachers_of_other_images_teach_otherwise(slug, real_data, tmp_path)
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "slug, memory, option", [("lfme", "expert_weights", {"threshold": 0.0}), ("mt-wu", "alpha", {"alpha_lr": 100.0})]
 )

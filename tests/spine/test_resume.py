@@ -55,7 +55,7 @@ def born(pid: int) -> int:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param("one worker", marks=pytest.mark.slow), "three workers"])
 def test_sigkill_and_resume(name, real_data, tmp_path, ray_cluster):
     settings = CASES[name]
     whole, cut = tmp_path / "whole", tmp_path / "cut"

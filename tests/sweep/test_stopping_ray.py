@@ -18,7 +18,7 @@ from tests.spine.small import descendants
 from tests.sweep.leftovers import NOTHING, alive, assert_becomes, on_cluster, shared_memory
 from tests.sweep.small import digits
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = """
 from ray import tune
@@ -94,7 +94,6 @@ def test_killed_on_a_running_cluster_it_leaves_nothing_and_ends_with_the_trials_
     assert_becomes(on_cluster, NOTHING, "cluster at the end")
 
 
-@pytest.mark.slow
 def test_stopped_and_killed_on_a_cluster_of_its_own_it_leaves_nothing(teacher, tmp_path):
     folder, memory = tmp_path / "sweep", shared_memory()
     process = start(asked(teacher, tmp_path), None)

@@ -144,6 +144,7 @@ def test_a_finished_sweep_is_not_run_again(asha):
     assert "Finished earlier" in log.notes[0]
 
 
+@pytest.mark.slow
 def test_pbt_copies_a_better_trial_over_a_worse_one(teacher, tmp_path, ray_cluster):
     job = digits(teacher, tmp_path / "runs", **{"training.epochs": 5})
     space = {"training.lr": tune.grid_search([0.0001, 0.0002, 0.05, 0.1]), "losses.kd.weight": tune.uniform(0.5, 1)}

@@ -34,6 +34,7 @@ def test_trials_with_two_workers_share_a_pool_and_free_their_places(teacher, tmp
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_told_and_the_others_go_on(teacher, tmp_path, ray_cluster):
     job = digits(teacher, tmp_path / "runs", **{"training.epochs": 1})
     space = {"training.lr": tune.grid_search([0.05, 1e30])}
