@@ -127,13 +127,14 @@ def accuracies(job: Job, known: Facts, handles: Mapping[str, list[Any]], split: 
     parts = num_parts(open_data(job.data, split, job.seed), max((len(r) for r in handles.values()), default=1))
     homes = {name: source for source, members in groups(job).items() for name in members}
     task = {"num_cpus": launch.cpus, "num_gpus": launch.gpus, "runtime_env": _runtime_env(job, launch.gpus)}
-    visiting, scoring = ray.remote(_visit).options(**task), ray.remote(score_part).options(**task | {"num_gpus": 0})
+    visiting, scoring = (
+        ray.remote(_visit).options(num_returns=parts, **task),
+        ray.remote(score_part).options(**task | {"num_gpus": 0}),
+    )
     scorers, patience = next(iter(handles.values()), []), PATIENCE * launch.start_timeout_s
 
     loaded = {
-        name: _as_list(visiting.options(num_returns=parts).remote(job, name, known, split, parts))
-        for name in job.teachers
-        if homes[name] not in handles
+        name: _as_list(visiting.remote(job, name, known, split, parts)) for name in job.teachers if homes[name] not in handles
     }
 
     def ask(teacher: str, part: int, attempt: int) -> Any:

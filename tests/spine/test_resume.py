@@ -87,6 +87,7 @@ def test_a_killed_worker_recovers_by_itself(real_data, tmp_path, ray_cluster):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_member_of_an_actor_group_recovers(real_data, tmp_path, ray_cluster):
     settings = THREE | {"launch.host": "actors"}
     go(cifar(real_data, **settings), tmp_path / "whole")
