@@ -159,8 +159,17 @@ def test_pickled(slug, number, tmp_path):
     agree(slug, number, tmp_path, lambda made: inline(made, LocalSource))
 
 
+IN_EVERY_RUN = ("crd", "knowledge-flow", "mt-wu", "vid")  # memory, a changed forward, a step of its own, connectors
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize("slug", sorted({slug for slug, _ in TRACES}))
+@pytest.mark.parametrize(
+    "slug",
+    [
+        pytest.param(slug, marks=[] if slug in IN_EVERY_RUN else [pytest.mark.slow])
+        for slug in sorted({slug for slug, _ in TRACES})
+    ],
+)
 def test_pool(slug, tmp_path, ray_cluster):
     from raykd.launch import replicas
 
