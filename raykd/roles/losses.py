@@ -198,6 +198,7 @@ class BoundLoss(nn.Module):
         self.weight = float(plan.loss.options["weight"]) * plan.share
         self.factor = schedule(str(plan.loss.options["schedule"]))
         self._num_classes = facts.num_classes
+        self._workers = world_size()  # now: the group may be gone by the time one of them is lost
         self._facts = {"num_samples": facts.num_samples, "num_classes": facts.num_classes, "dataset_labels": labels}
         called = plan.method.accepts.get("forward" if plan.method.trains else "loss", ())
         self._options = self._chosen(called)
@@ -240,7 +241,7 @@ class BoundLoss(nn.Module):
         except RaykdError:
             raise
         except Exception as error:
-            if isinstance(error, RuntimeError) and world_size() > 1:  # another worker may have gone: the host starts anew
+            if isinstance(error, RuntimeError) and self._workers > 1:  # another worker may have gone: the host starts anew
                 raise
             raise SignalError(
                 f"losses.{self.plan.name}: {self.plan.method.slug} failed with {told(error, str(self.plan.method.path))}."
