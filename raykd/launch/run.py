@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import platform
@@ -29,6 +28,7 @@ from raykd.data.batches import Plan as Order
 from raykd.errors import ConfigError, Interrupted, JobFaults
 from raykd.launch import assembly, measuring, preflight, stores
 from raykd.launch.checks import inspect
+from raykd.launch.locking import locked
 from raykd.launch.observer import Observer
 from raykd.resolve import read, resolve, to_dict, write
 from raykd.roles.losses import Plan
@@ -66,30 +66,13 @@ def run(
     place = _folder(job, Path(folder) if folder else None, resume)
     _keep_job(job, place, resume)
     watcher = _Watcher(observer or Observer(), place)
-    with _locked(place), _backend(job), watcher.signals():  # Ray sets handlers of its own when it connects
+    taken = f"Run folder {place}: another raykd is running in it"
+    with locked(place, taken), _backend(job), watcher.signals():  # Ray sets handlers of its own when it connects
         if job.launch.backend == "ray":
             from raykd.launch import cluster
 
             cluster.require_shared(place)
         return _tree("", job, place, watcher)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the run folder for this driver: two in one folder would write over each other's checkpoints.
-
-    Raises:
-        ConfigError: another driver holds it.
-    """
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"Run folder {folder}: another raykd is running in it. Wait for it, or stop it first.") from None
-        except OSError:  # a file system without locks
-            yield
-            return
-        yield
 
 
 def find_folder(job: Job) -> Path | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from raykd.exchange.store import Header, Kept, KeptTeacher, Place
 from raykd.exchange.stored import keepable
 from raykd.launch import assembly
 from raykd.launch.building import Builder, ahead, answered, batches_of, made, wrapped
+from raykd.launch.locking import locked
 from raykd.launch.observer import Observer
 from raykd.launch.stores import fingerprint, mismatches, plain, short, varies
 from raykd.resolve import read, to_dict, write
@@ -79,7 +79,7 @@ def build(
     started, folder, heard = time.time(), Path(out).absolute(), observer or Observer()
     job, header = planned(job, folder, epochs, rows, heard)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder, f"Store {folder}: another build is writing into it"):
         header = _begun(folder, job, header)
         faults = {p: files.fault(folder, header, p) if resume else "" for p in header.places()}
         missing = [p for p, wrong in faults.items() if wrong is not None]
@@ -294,24 +294,6 @@ def _begun(folder: Path, job: Job, header: Header) -> Header:
         write(job, part)
     store.write_header(folder, header)
     return header
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the store for this build.
-
-    Raises:
-        ConfigError: another build holds it.
-    """
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"Store {folder}: another build is writing into it. Wait for it, or stop it first.") from None
-        except OSError:  # a file system without locks
-            yield
-            return
-        yield
 
 
 @contextlib.contextmanager

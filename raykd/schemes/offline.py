@@ -333,7 +333,6 @@ def ahead(
     queue: deque[tuple[Batch, dict[str, Pending]]] = deque()
     stream = iter(batches)
     asked_of = dict(sources)
-    agree = world_size() > 1 and any(source.drop for source in sources.values())
     while True:
         widest = max((source.window for source in asked_of.values()), default=1)
         while len(queue) < widest and (batch := next(stream, None)) is not None:
@@ -350,7 +349,7 @@ def ahead(
                     signals[name] = dict(pending[name].result())
             except LostError:
                 gone |= _droppable(name, asked_of)
-        for name in (found := _by_all(gone, list(asked_of)) if agree else sorted(gone)):
+        for name in (found := _agreed(gone, asked_of)):
             del asked_of[name]
             signals.pop(name, None)
         if found and lost is not None:

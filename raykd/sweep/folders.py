@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-from collections.abc import Iterator
 from pathlib import Path
 
 from raykd.config import Job
@@ -41,21 +38,3 @@ def numbered(job: Job) -> list[tuple[int, Path]]:
     places = Path(job.runs).glob(f"{head}*") if Path(job.runs).is_dir() else []
     tails = [(p.name[len(head) :], p) for p in places]
     return sorted((int(tail), p.absolute()) for tail, p in tails if tail.isdigit())
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the sweep's folder for this driver.
-
-    Raises:
-        ConfigError: another driver holds it.
-    """
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"Sweep {folder}: another raykd is running it. Wait for it, or stop it first.") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-        del lock

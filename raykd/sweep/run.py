@@ -19,6 +19,7 @@ from ray import cloudpickle
 from raykd.config import Job
 from raykd.errors import Interrupted, JobFaults, ResourceError, SourceError
 from raykd.launch import assembly, cluster, preflight
+from raykd.launch.locking import locked
 from raykd.launch.run import JOB, RESULT, commit, hardware
 from raykd.launch.run import run as run_job
 from raykd.resolve import read, resolve, to_dict, validate, write
@@ -103,7 +104,8 @@ def _go(place: Path, job: Job, space: Space, plan: Plan, planned: list[Trial], o
             observer.note(f"Finished earlier, nothing is run again ({place}).")
             observer.end(done)
             return done
-    with folders.locked(place), tuning.quiet(), cluster.connected(job):
+    taken = f"Sweep {place}: another raykd is running it"
+    with locked(place, taken), tuning.quiet(), cluster.connected(job):
         cluster.require_shared(place)
         return _Sweep(place, job, space, plan, planned, observer).all()
 
