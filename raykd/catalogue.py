@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from raykd.errors import ConfigError, near
-from raykd.signals import BASE_KINDS, PLAIN_NAMES, VIEWS, Derived, parse, takes_layer
+from raykd.signals import BASE_KINDS, PLAIN_NAMES, SOURCES, VIEWS, Derived, Parameter, parse, takes_layer
 
 PACKAGE = Path(__file__).parent
 RESERVED = ("weight", "ce_weight", "schedule")
@@ -49,6 +49,7 @@ class Method:
     scheme: str
     layers: tuple[str, ...]
     sparse: bool
+    branching: Mapping[str, Any]
     parameters: tuple[str, ...]
     options: Mapping[str, Option]
     build_parameters: tuple[str, ...]
@@ -61,23 +62,27 @@ class Method:
 
     @property
     def teacher_role(self) -> str | None:
-        """`teacher` if the loss is of one teacher, `teachers` if it takes lists of several, None if it listens to none.
+        """`teacher` (`peer`) if the loss is of one of them, `teachers` (`peers`) if it takes lists of several, None if it
+        listens to nobody.
 
         Raises:
-            ConfigError: it names both.
+            ConfigError: it names several.
         """
-        roles = {
-            role
-            for p in self.parameters
-            if p not in PLAIN_NAMES
-            for role in ("teacher", "teachers")
-            if p.startswith(role + "_")
-        }
+        roles = sorted(self.roles & set(SOURCES))
         if len(roles) > 1:
-            raise ConfigError(
-                f"Method {self.slug!r}: expected signals of `teacher_` or of `teachers_`, got both. Use `teachers_`."
-            )
-        return roles.pop() if roles else None
+            raise ConfigError(f"Method {self.slug!r}: expected signals of one of {', '.join(SOURCES)}, got {', '.join(roles)}.")
+        return roles[0] if roles else None
+
+    @property
+    def roles(self) -> set[str]:
+        """The roles whose signals the loss reads."""
+        return {p.role for p in self.signals}
+
+    @property
+    def signals(self) -> tuple[Parameter, ...]:
+        """The parameters that are signals."""
+        found = (parse(name, derived()) for name in self.parameters if name not in PLAIN_NAMES)
+        return tuple(p for p in found if p is not None)
 
     def defaults(self) -> dict[str, Any]:
         """The options' defaults."""
@@ -190,6 +195,7 @@ def _parse(slug: str, path: Path, module: str, attribute: str) -> Method:
         scheme=constants.get("SCHEME", "offline"),
         layers=(layers,) if isinstance(layers, str) else tuple(layers),
         sparse=bool(constants.get("SPARSE", False)),
+        branching=constants.get("BRANCHING", {}),
         parameters=_positional(called),
         options=_merged_options(slug, [p for p in parts.values() if p is not None] + _derived_from(_positional(called))),
         build_parameters=_positional(init) if (init := parts.get("__init__")) is not None else (),
@@ -207,7 +213,8 @@ def _derived_from(parameters: tuple[str, ...]) -> list[ast.FunctionDef]:
     nodes = {node.name: node for node in _derived_nodes()}
     found = [parsed for p in parameters if p not in PLAIN_NAMES and (parsed := parse(p, nodes)) is not None]
     kinds = [nodes[kind] for kind in dict.fromkeys(p.kind for p in found) if kind in nodes]
-    return kinds + [_view_nodes()[view] for view in dict.fromkeys(p.view for p in found) if view in VIEWS]
+    seen = dict.fromkeys(view for p in found for view in (p.view or "").split("_"))
+    return kinds + [_view_nodes()[view] for view in seen if view in VIEWS]
 
 
 def _reads_layers(parameters: tuple[str, ...]) -> bool:

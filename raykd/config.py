@@ -102,6 +102,9 @@ class Data:
     download: bool = False
     normalise: str | Stats | None = None  # preset name, or (mean, std) a channel in [0, 1]
     augmentation: Augmentation = Augmentation()
+    seed: Natural | None = None  # of order and augmentation; None: the job's
+    view: Natural = 0  # another number, another augmentation of the same samples
+    shard: tuple[Natural, Count] | None = None  # (i, n): every n-th training image from the i-th on
     augmentation_epochs: Count | None = None  # epoch e sees the views of epoch e modulo this; None: new views in every epoch
 
 
@@ -143,10 +146,72 @@ class Teacher(Network):
 
 
 @dataclass(frozen=True)
+class Branching:
+    """How one model answers with several branches; branch 0 is the plain model, and what is exported.
+
+    `split`: the others are further copies of its tail, after the stage `at`. `exits`: an auxiliary classifier after each stage
+    of `at`. `heads`: one projection head on the embedding. `widths`: the same weights at smaller widths and resolutions.
+    """
+
+    __pydantic_config__ = STRICT
+    kind: Literal["none", "split", "exits", "heads", "widths"] | None = None  # None: all of this as the losses ask for
+    count: Count | None = None  # branches of split and widths; None: 2
+    at: tuple[str, ...] | str | None = None  # None: split after the second to last stage, exits after all but the last
+    classes: Count = 1  # exits: outputs for each class
+    outputs: Count = 128  # heads: axes of the projection
+    options: tuple[Mapping[str, Any], ...] = ()  # split: options of the factory for the tails of branches 1, 2, ...
+    rescale: bool = False  # split: the gradient that reaches the shared part is divided by the number of branches
+    least: Share = 0.25  # widths: share of the channels of the narrowest
+    resolutions: tuple[Count, ...] | None = None  # widths: sides, px, one drawn a step; None: 1, 7/8, 6/8, 5/8 of the image's
+    views: Literal["same", "own"] = "same"  # own: each branch sees its own augmentation of the same samples
+
+
+@dataclass(frozen=True)
 class Student(Network):
     """The model that learns."""
 
     __pydantic_config__ = STRICT
+    branching: Branching = Branching()
+
+
+@dataclass(frozen=True)
+class Peer(Student):
+    """One of several models that learn together and teach each other."""
+
+    __pydantic_config__ = STRICT
+    training: Mapping[str, Any] = field(default_factory=dict)  # settings of `training` that are this peer's own
+    actor: str | None = None  # peers of one actor name share a process; the result is the same
+    cpus: NonNegative | None = None  # CPUs each of its workers reserves; None: as launch
+    gpus: NonNegative | None = None
+    resources: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One peer teaches another: `exchange.edges["a>b"]`, a teaches b."""
+
+    __pydantic_config__ = STRICT
+    weight: NonNegative = 1.0  # share among the peers that b listens to
+    losses: tuple[str, ...] = ()  # names of the losses by which b learns from a; empty: all
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Who teaches whom among the peers, and when."""
+
+    __pydantic_config__ = STRICT
+    graph: str = "all"  # all | ring (each teaches the next) | leader:<peer> (teaches all others) | star:<peer> (both ways)
+    edges: Mapping[str, Edge] = field(default_factory=dict)  # "a>b": a teaches b; these alone, where any are named
+    what: Literal["signals", "weights"] = "signals"  # weights: each peer keeps frozen copies of its teachers, and asks these
+    every: Count = 1  # steps between exchanges; signals are learnt from at these steps alone
+    staleness: Natural | Literal["newest"] = 0  # weights: how many steps older than due a copy is; newest: whatever is there
+    shards: Literal["same", "disjoint"] = "same"  # disjoint: every peer learns from its own part of the training set
+    views: Literal["same", "own"] = "same"  # own: every peer sees its own augmentation of the same samples
+    codec: str = "dense"  # of signals
+    ahead: Count = 4  # messages that a peer publishes before one that listens has taken the first of them
+    on_loss: Literal["stop", "drop", "respawn"] = "stop"  # a peer dies or hangs: end resumable, go on without, start it again
+    respawns: Natural = 3  # of each peer
+    timeout_s: Positive = 300.0  # a peer that waits for nobody and gets nowhere for so long is taken for dead
 
 
 @dataclass(frozen=True, init=False)
@@ -156,7 +221,7 @@ class Loss:
     Attributes:
         method: slug of the catalogue, or `package.module:my_loss`.
         layers: layers it reads, the same names for both models, or {"student": (...), "teacher": (...)}; None: the method's.
-        teachers: names of the teachers it listens to; empty: all.
+        teachers: names of the teachers, or peers, it listens to; empty: all.
         aggregate: how a loss of one teacher's logits hears several at once (see `raykd list aggregators`); None: one loss a
             teacher, shared out by their weights.
         options: the method's hyper-parameters, `weight`, `ce_weight` and `schedule` among them; unset ones are the paper's.
@@ -206,6 +271,7 @@ class Training:
     clip_norm: Positive | None = None
     accumulate: Count = 1  # batches a step; the global batch is split, the result is the same but for batch norm
     ema: Share | None = None  # decay of an averaged copy, evaluated beside the student
+    ema_warmup: bool = False  # the decay is at most 1 - 1 / (steps + 1)
     label_smoothing: Share = 0.0
     drop_last: bool = True
     max_steps: Count | None = None  # stop early, after this many steps
@@ -275,6 +341,8 @@ class Job:
     data: Data = Data()
     student: Student = Student()
     teachers: Mapping[str, Teacher] = field(default_factory=dict)
+    peers: Mapping[str, Peer] = field(default_factory=dict)  # in place of `student`: several that learn together
+    exchange: Exchange = Exchange()
     losses: Mapping[str, Annotated[Loss, PlainValidator(_to_loss)]] = field(default_factory=dict)
     ce_weight: NonNegative | None = None  # weight of cross-entropy; None: what the losses agree on
     training: Training = Training()
@@ -282,6 +350,11 @@ class Job:
     stages: Mapping[str, Job] = field(default_factory=dict)  # jobs run before this one; `weights="stage:<name>"` reads theirs
     baseline: bool = False  # also train the student alone, same budget, and report it
     runs: str = "runs"  # folder of run folders, shared by all nodes
+
+    @property
+    def data_seed(self) -> int:
+        """What keys the order and the augmentation of the data, and the teachers' answers."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     def replace(self, **settings: Any) -> Job:
         """A copy with settings changed by path: `job.replace(**{"losses.kd.temperature": 2.0})`."""

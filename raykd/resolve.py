@@ -17,7 +17,21 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from raykd import catalogue
-from raykd.config import Augmentation, Data, Job, Launch, Loss, Network, Student, Teacher, Training
+from raykd.config import (
+    Augmentation,
+    Branching,
+    Data,
+    Edge,
+    Exchange,
+    Job,
+    Launch,
+    Loss,
+    Network,
+    Peer,
+    Student,
+    Teacher,
+    Training,
+)
 from raykd.errors import ConfigError, JobFaults, RaykdError, near
 
 _SGD: Mapping[str, Any] = {
@@ -48,8 +62,14 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "self_kd": {**_SGD, "epochs": 200, "batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "milestones": (100, 150)},
 }
 
+EMA_DECAY = 0.999  # of the averaged copy, where a loss reads it and the job does not set one (arXiv:1703.01780)
+PEERS_OWN = (
+    *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "optimizer_options", "decay_norms", "scheduler", "milestones"),
+    *("gamma", "warmup_epochs", "clip_norm", "ema", "ema_warmup", "label_smoothing", "evaluate"),
+)  # settings of `training` that a peer may have of its own; the others are of all peers together
 T = TypeVar("T")
 N = TypeVar("N", bound=Network)
+S = TypeVar("S", bound=Student)
 
 
 def to_dict(value: Any) -> Any:
@@ -109,6 +129,8 @@ def option_faults(job: Job, where: str = "") -> list[str]:
             faults.append(f"{path}: {error}")
             continue
         faults += _loss_faults(path, loss, method, job)
+    for name, peer in job.peers.items():
+        faults += _peer_faults(f"{where}peers.{name}.training", peer, job)
     for name, stage in job.stages.items():
         faults += option_faults(stage, f"{where}stages.{name}.")
     return faults
@@ -129,15 +151,35 @@ def _loss_faults(path: str, loss: Loss, method: catalogue.Method, job: Job) -> l
     for declared in method.options.values():
         if declared.default is catalogue.REQUIRED and declared.name not in loss.options:
             faults.append(f"{path}.{declared.name}: {method.slug} needs this option and has no default for it.")
+    everyone = (*job.teachers, *job.peers)
     for teacher in loss.teachers:
-        if teacher not in job.teachers:
-            faults.append(f"{path}.teachers: no teacher {teacher!r} in this job. {near(teacher, job.teachers)}")
-    return faults + _layer_faults(path, loss.layers, tuple(job.teachers))
+        if teacher not in everyone:
+            faults.append(f"{path}.teachers: no teacher {teacher!r} in this job. {near(teacher, everyone)}")
+    return faults + _layer_faults(path, loss.layers, everyone)
+
+
+def _peer_faults(path: str, peer: Peer, job: Job) -> list[str]:
+    known = [f.name for f in dataclasses.fields(Training)]
+    faults = []
+    for setting in peer.training:
+        if setting not in known:
+            faults.append(f"{path}.{setting}: no such setting. {near(setting, PEERS_OWN)}")
+        elif setting not in PEERS_OWN:
+            faults.append(
+                f"{path}.{setting}: expected a setting that a peer may have of its own, got one of all. Set training."
+            )
+    if faults:
+        return faults
+    try:
+        TypeAdapter(Training).validate_python({**to_dict(job.training), **to_dict(peer.training)})
+    except ValidationError as error:
+        return [f"{path}.{_explain(e)}" for e in error.errors()]
+    return []
 
 
 def _layer_faults(path: str, layers: Any, teachers: tuple[str, ...]) -> list[str]:
     roles = layers if isinstance(layers, Mapping) else {"student": layers or ()}
-    known = ("student", "teacher", *teachers)
+    known = ("student", "teacher", "peer", *teachers)
     faults = [f"{path}.layers: no role {role!r}. {near(role, known)}" for role in roles if role not in known]
     bad = [name for names in roles.values() for name in names if not isinstance(name, str) or not name]
     return faults + [f"{path}.layers: expected names of layers, got {name!r}." for name in bad]
@@ -191,16 +233,38 @@ def resolve(job: Job) -> Job:
         raise JobFaults.of([f"ce_weight: the losses want different weights of cross-entropy ({shown}). Set ce_weight."])
     if ce_weight is None:
         ce_weight = ce_weights.pop() if ce_weights else 1.0
+    methods = [catalogue.method(loss.method) for loss in losses.values()]
+    if training.ema is None and any("ema" in m.roles or any("ema" in (p.view or "") for p in m.signals) for m in methods):
+        training = dataclasses.replace(training, ema=EMA_DECAY)
     return dataclasses.replace(
         job,
         data=_resolve_data(job.data),
-        student=_resolve_weights(job.student, job.data),
+        student=_branched(_resolve_weights(job.student, job.data), methods, "student"),
         teachers={name: _resolve_weights(teacher, job.data) for name, teacher in job.teachers.items()},
+        peers={n: _branched(_resolve_weights(p, job.data), methods, f"peers.{n}") for n, p in job.peers.items()},
         training=training,
         losses=losses,
         ce_weight=ce_weight,
         stages={name: resolve(stage) for name, stage in job.stages.items()},
     )
+
+
+def _branched(spec: S, methods: list[catalogue.Method], where: str) -> S:
+    """Its branching, filled from what the losses ask for where the job leaves its kind open.
+
+    Raises:
+        JobFaults: the losses ask for different ones.
+    """
+    asked = [m for m in methods if m.branching]
+    if spec.branching.kind is not None or not asked:
+        kind = spec.branching.kind or "none"
+        return dataclasses.replace(spec, branching=dataclasses.replace(spec.branching, kind=kind))
+    if any(dict(m.branching) != dict(asked[0].branching) for m in asked):
+        names = ", ".join(m.slug for m in asked)
+        raise JobFaults.of([f"{where}.branching: the losses {names} ask for different branches. Set it, or use one of them."])
+    default, own = Branching(), to_dict(spec.branching)
+    filled = {**own, **{k: to_dict(v) for k, v in asked[0].branching.items() if own[k] == to_dict(getattr(default, k))}}
+    return dataclasses.replace(spec, branching=TypeAdapter(Branching).validate_python(filled))
 
 
 def expand(job: Job) -> Job:
@@ -324,8 +388,17 @@ def _set(data: dict[str, Any], path: str, value: Any) -> str | None:
         place = place[part]
     if not isinstance(place, dict):
         return f"--set {path}: {'.'.join(parents)!r} is a single value, it holds no settings."
-    free = parents[-1:] in (["options"], ["resources"], ["optimizer_options"]) or parents == [] or "losses" in parents[-2:-1]
-    if last not in place and not (free and parents) and not (parents and parents[-1] in ("losses", "teachers", "stages")):
+    free = (
+        parents[-1:] in (["options"], ["resources"], ["optimizer_options"], ["edges"])
+        or parents == []
+        or "losses" in parents[-2:-1]
+    )
+    free = free or ("peers" in parents and parents[-1:] == ["training"])
+    if (
+        last not in place
+        and not (free and parents)
+        and not (parents and parents[-1] in ("losses", "teachers", "peers", "stages"))
+    ):
         return f"--set {path}: no such setting. {near(last, place)}"
     place[last] = value
     return None
@@ -371,9 +444,11 @@ def _explain(error: Any) -> str:
 
 
 def _siblings(path: str) -> list[str]:
-    rooms = {"data": Data, "student": Student, "teachers": Teacher, "training": Training, "launch": Launch}
+    rooms = {"data": Data, "student": Student, "teachers": Teacher, "peers": Peer, "training": Training, "launch": Launch}
+    rooms |= {"edges": Edge, "exchange": Exchange}
     parts = [p for p in path.split(".")[:-1] if p != "stages"]
-    if "augmentation" in parts:
-        return [f.name for f in dataclasses.fields(Augmentation)]
+    for inner, kind in (("augmentation", Augmentation), ("branching", Branching)):
+        if inner in parts:
+            return [f.name for f in dataclasses.fields(kind)]
     room = next((rooms[p] for p in parts if p in rooms), Job)
     return [f.name for f in dataclasses.fields(room)]

@@ -5,7 +5,8 @@ A loss says what it needs by the names of its parameters: `<role>_<signal>[s][_<
     student_logits            one tensor, of the student
     teacher_attentions        the derived signal `attention` at each of the loss's layers: a list in layer order
     teachers_logits           one tensor for each teacher: a list in the job's order
-    student_logits_rot90      of an extra view, or of an auxiliary head
+    peer_logits_ema           of a neighbouring peer's averaged copy
+    student_logits_branches   one tensor for each branch of the model: a list
 
 Legend of axis letters, the whole project over: b samples, c classes or channels, d embedding dimensions, h rows, w columns,
 l tokens, p positions, n samples of the data set, k negatives.
@@ -13,14 +14,16 @@ l tokens, p positions, n samples of the data set, k negatives.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from raykd.errors import SignalError, near
 
-ROLES = ("student", "teacher", "teachers", "peers", "ema", "previous")
+ROLES = ("student", "teacher", "teachers", "peer", "peers", "ema", "previous")
 LIST_ROLES = ("teachers", "peers")
+SOURCES = {"teacher": "teachers", "teachers": "teachers", "peer": "peers", "peers": "peers"}  # role -> the job's room of it
 BASE_KINDS = ("logits", "feature", "embedding", "input_grad")
 
 # Values a loss may ask for beside signals: fields of the batch, keyed randomness, facts of the training set, time.
@@ -32,17 +35,20 @@ PLAIN_NAMES = (*FIELDS, "generator", *FACTS, CLASSES, *TIME)
 
 # Views of a teacher's forward; raykd/models/<view>.py declares each, in a function of its name.
 VIEWS = ("stochastic",)
+ROTATIONS, EMA, BRANCHES = "rotations", "ema", "branches"  # of any model: turned inputs, its averaged copy, all its branches
+SUFFIXES = (BRANCHES, ROTATIONS, *VIEWS, EMA)  # in the order in which a name has them
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a loss, parsed: whose signal, which kind, over all layers (`plural`), of which view or head."""
+    """One parameter of a loss, parsed: whose signal, which kind, over all layers (`plural`), of all branches, of which view."""
 
     name: str
     role: str
     kind: str
     plural: bool = False
     view: str | None = None
+    branches: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,13 +59,20 @@ class Signal:
     layer: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
     view: str | None = None
+    branch: int = 0
     key: str = field(init=False, compare=False)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The parts of its view."""
+        return tuple(self.view.split("_")) if self.view else ()
 
     def __post_init__(self) -> None:
         text = self.kind + (f"@{self.layer}" if self.layer else "")
         if self.options:
             text += "(" + ",".join(f"{name}={value}" for name, value in self.options) + ")"
-        object.__setattr__(self, "key", text + (f"|{self.view}" if self.view else ""))
+        text += f"|{self.view}" if self.view else ""
+        object.__setattr__(self, "key", text + (f"#{self.branch}" if self.branch else ""))
 
 
 Signals = dict[str, Any]
@@ -93,10 +106,17 @@ def parse(name: str, derived: Collection[str] = ()) -> Parameter | None:
     for kind in sorted(kinds, key=len, reverse=True):
         for plural in (True, False):
             stem = kind + "s" if plural else kind
-            named, _, view = rest.partition(stem + "_")
-            if (plural and kind == "logits") or not (rest == stem or (view and not named)):
+            named, _, tail = rest.partition(stem + "_")
+            if (plural and kind == "logits") or not (rest == stem or (tail and not named)):
                 continue
-            return Parameter(name, role, kind, plural, view or None)
+            views = tail.split("_") if tail else []
+            if list(views) != [suffix for suffix in SUFFIXES if suffix in views]:
+                raise SignalError(
+                    f"Parameter {name!r}: expected a view of {', '.join(SUFFIXES)} (several in this order), got {tail!r}. "
+                    f"{near(tail, SUFFIXES)}"
+                )
+            seen = [view for view in views if view != BRANCHES]
+            return Parameter(name, role, kind, plural, "_".join(seen) or None, BRANCHES in views)
     raise SignalError(f"Signal {rest!r} of parameter {name!r}: expected one of {', '.join(kinds)}. {near(rest, kinds)}")
 
 
@@ -109,34 +129,43 @@ def takes_layer(kind: str, derived: Mapping[str, Derived]) -> bool:
 
 @dataclass(frozen=True)
 class Wire:
-    """One parameter of one loss, connected: for each model that feeds it, the signals in layer order (one unless plural).
+    """One parameter of one loss, connected: for each model that feeds it, the signals of each branch in layer order (one branch
+    unless it asks for all, one signal unless plural).
 
     A parameter of a list role (`teachers_...`) is fed by several models, any other by one.
     """
 
     parameter: Parameter
-    models: tuple[tuple[Signal, ...], ...]
+    models: tuple[tuple[tuple[Signal, ...], ...], ...]
 
     @property
     def signals(self) -> tuple[Signal, ...]:
         """All signals, each once."""
-        return tuple(dict.fromkeys(s for signals in self.models for s in signals))
+        return tuple(dict.fromkeys(s for place in range(len(self.models)) for s in self.of(place)))
+
+    def of(self, place: int) -> tuple[Signal, ...]:
+        """The signals of one model."""
+        return tuple(s for signals in self.models[place] for s in signals)
 
     def pick(self, answers: Any, of: Collection[int] | None = None) -> Any:
-        """The value of this parameter: a tensor, a list over layers, and a list of either over models for a list role.
+        """The value of this parameter: a tensor, a list over layers, a list of either over branches, and a list of any of these
+        over models for a list role.
 
         Args:
             answers: the model's Signals; for a list role one of each model.
             of: places of the models that `answers` holds, where some have gone.
         """
         if self.parameter.role not in LIST_ROLES:
-            return self._of(self.models[0], answers)
+            return self._value(self.models[0], answers)
         models = self.models if of is None else [self.models[i] for i in of]
-        return [self._of(signals, own) for signals, own in zip(models, answers)]
+        return [self._value(branches, own) for branches, own in zip(models, answers)]
 
-    def _of(self, signals: tuple[Signal, ...], answers: Signals) -> Any:
-        values = [answers[s.key] for s in signals]
-        return values if self.parameter.plural else values[0]
+    def _value(self, branches: tuple[tuple[Signal, ...], ...], answers: Signals) -> Any:
+        found = []
+        for signals in branches:
+            values = [answers[s.key] for s in signals]
+            found.append(values if self.parameter.plural else values[0])
+        return found if self.parameter.branches else found[0]
 
 
 @dataclass(frozen=True)
@@ -169,6 +198,7 @@ def wires(
     options: Mapping[str, Any],
     derived: Mapping[str, Derived],
     views: Mapping[str, tuple[str, ...]] | None = None,
+    branches: Mapping[str, Any] | None = None,
 ) -> tuple[Wire, ...]:
     """Connects a loss's parameters to signals.
 
@@ -178,6 +208,7 @@ def wires(
         options: the loss's hyper-parameters; those that a derived signal or a view has too are bound to it.
         derived: the derived signals.
         views: the views of a teacher's forward, and the names of their options.
+        branches: role -> how many branches its model has; for a list role one number a model; one where it is not said.
 
     Raises:
         SignalError: an unknown name, or a singular signal with more or fewer than one layer.
@@ -192,10 +223,21 @@ def wires(
                 f"Parameter {name!r}: expected <role>_<signal> with a role of {', '.join(ROLES)}, or one of "
                 f"{', '.join(PLAIN_NAMES)}. {near(name, PLAIN_NAMES)} Hyper-parameters stand after `*`."
             )
-        models = layers.get(parameter.role, ())
-        models = models if parameter.role in LIST_ROLES else (models,)
-        found.append(Wire(parameter, tuple(_signals(parameter, names, options, derived, views or {}) for names in models)))
+        models, counts = layers.get(parameter.role, ()), (branches or {}).get(parameter.role, 1)
+        if parameter.role not in LIST_ROLES:
+            models, counts = (models,), (counts,)
+        elif isinstance(counts, int):
+            counts = (counts,) * len(models)
+        asked = (_signals(parameter, names, options, derived, views or {}) for names in models)
+        wired = tuple(_of_branches(signals, count, parameter) for signals, count in zip(asked, counts))
+        found.append(Wire(parameter, wired))
     return tuple(found)
+
+
+def _of_branches(signals: tuple[Signal, ...], count: int, parameter: Parameter) -> tuple[tuple[Signal, ...], ...]:
+    if not parameter.branches:
+        return (signals,)
+    return tuple(tuple(dataclasses.replace(s, branch=i) for s in signals) for i in range(count))
 
 
 def _signals(
@@ -205,14 +247,17 @@ def _signals(
     derived: Mapping[str, Derived],
     views: Mapping[str, tuple[str, ...]],
 ) -> tuple[Signal, ...]:
-    kind = parameter.kind
-    if parameter.view in VIEWS and parameter.role not in ("teacher", "teachers"):
-        raise SignalError(f"{parameter.name}: expected the view {parameter.view} of a teacher, got it of {parameter.role}.")
-    binding = [*(derived[kind].options if kind in derived else ()), *views.get(parameter.view or "", ())]
+    kind, seen = parameter.kind, (parameter.view or "").split("_")
+    for view, roles in ((v, ("teacher", "teachers")) for v in VIEWS if v in seen):
+        if parameter.role not in roles:
+            raise SignalError(f"{parameter.name}: expected the view {view} of a teacher, got it of {parameter.role}.")
+    if EMA in seen and parameter.role not in ("peer", "peers"):
+        raise SignalError(f"{parameter.name}: expected the view {EMA} of peers; the student's own copy is the role `ema`.")
+    binding = [*(derived[kind].options if kind in derived else ()), *(o for v in seen for o in views.get(v, ()))]
     bound = tuple((o, options[o]) for o in binding if o in options)
     if not takes_layer(kind, derived):
         return (Signal(kind, None, bound, parameter.view),)
-    role = "teacher" if parameter.role == "teachers" else parameter.role
+    role = parameter.role.rstrip("s")
     if not names or (not parameter.plural and len(names) != 1):
         wanted = "at least one layer" if parameter.plural else "exactly one layer"
         raise SignalError(

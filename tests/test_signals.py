@@ -15,21 +15,32 @@ DERIVED = {
     "similarity": Derived("embedding", (), True),
     "feature_norm": Derived("feature"),
 }
-ROLES = ["student", "teacher", "teachers", "peers", "ema", "previous"]
+ROLES = ["student", "teacher", "teachers", "peer", "peers", "ema", "previous"]
 KINDS = ["logits", "feature", "embedding", "input_grad", "attention", "gram", "mean_gram", "similarity", "feature_norm"]
 
 
 @pytest.mark.parametrize("role, kind", itertools.product(ROLES, KINDS))
 def test_every_role_and_kind(role, kind):
     assert parse(f"{role}_{kind}", DERIVED) == Parameter(f"{role}_{kind}", role, kind)
-    for view in ("rot90", "branch1", "a_b"):
-        found = parse(f"{role}_{kind}_{view}", DERIVED)
-        assert (found.role, found.kind, found.plural, found.view) == (role, kind, False, view)
+    for tail, view, branches in (
+        ("rotations", "rotations", False),
+        ("branches", None, True),
+        ("branches_rotations_ema", "rotations_ema", True),
+    ):
+        found = parse(f"{role}_{kind}_{tail}", DERIVED)
+        assert (found.role, found.kind, found.plural, found.view, found.branches) == (role, kind, False, view, branches)
     if kind != "logits":
         found = parse(f"{role}_{kind}s", DERIVED)
         assert (found.kind, found.plural, found.view) == (kind, True, None)
-        found = parse(f"{role}_{kind}s_rot90", DERIVED)
-        assert (found.kind, found.plural, found.view) == (kind, True, "rot90")
+        found = parse(f"{role}_{kind}s_ema", DERIVED)
+        assert (found.kind, found.plural, found.view) == (kind, True, "ema")
+
+
+@pytest.mark.parametrize("tail, hint", [("rotation", "'rotations'"), ("ema_branches", "in this order"), ("", "logits")])
+def test_a_misspelt_view_gets_near_names(tail, hint):
+    with pytest.raises(SignalError, match="of parameter|Parameter") as caught:
+        parse(f"student_logits_{tail}", DERIVED)
+    assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [*PLAIN_NAMES, "temperature", "student", "students_logits", "studentlogits"])
@@ -63,12 +74,14 @@ def test_a_derived_signal_is_unknown_without_its_declaration():
 def test_keys_tell_signals_apart():
     signals = [
         Signal("logits"),
-        Signal("logits", view="rot90"),
+        Signal("logits", view="rotations"),
+        Signal("logits", branch=1),
+        Signal("logits", view="rotations", branch=1),
         Signal("feature", "stage1"),
         Signal("feature", "stage2"),
         Signal("attention", "stage1", (("power", 2.0),)),
         Signal("attention", "stage1", (("power", 4.0),)),
-        Signal("attention", "stage1", (("power", 2.0),), "rot90"),
+        Signal("attention", "stage1", (("power", 2.0),), "rotations"),
     ]
     assert len({s.key for s in signals}) == len(signals)
     assert Signal("attention", "stage1", (("power", 2.0),)).key == "attention@stage1(power=2.0)"
@@ -111,10 +124,23 @@ def test_a_wire_picks_a_tensor_or_a_list():
 def test_a_list_of_teachers_reads_each_ones_own_layers():
     layers = {"teachers": (("t1", "t2"), ("u1", "u2")), "student": ("s1",)}
     (wire,) = wires(["teachers_features"], layers, {}, {})
-    assert [[s.layer for s in model] for model in wire.models] == [["t1", "t2"], ["u1", "u2"]]
+    assert [[s.layer for s in wire.of(place)] for place in (0, 1)] == [["t1", "t2"], ["u1", "u2"]]
     answers = [{"feature@t1": 1, "feature@t2": 2}, {"feature@u1": 3, "feature@u2": 4}]
     assert wire.pick(answers) == [[1, 2], [3, 4]]
     assert wire.pick(answers[1:], of=(1,)) == [[3, 4]], "the first teacher has gone"
+
+
+def test_branches_are_a_list_of_each_model():
+    counts = {"student": 3, "peers": (2, 1)}
+    layers = {"student": ("s1", "s2"), "peers": ((), ())}
+    names = ["student_logits_branches", "student_features_branches", "peers_logits_branches"]
+    logits, features, peers = wires(names, layers, {}, {}, branches=counts)
+    own = {"logits": "Z0", "logits#1": "Z1", "logits#2": "Z2"}
+    own |= {f"feature@s{i}" + (f"#{b}" if b else ""): f"F{b}{i}" for i in (1, 2) for b in range(3)}
+    assert logits.pick(own) == ["Z0", "Z1", "Z2"]
+    assert features.pick(own) == [["F01", "F02"], ["F11", "F12"], ["F21", "F22"]]
+    assert peers.pick([{"logits": 1, "logits#1": 2}, {"logits": 3}]) == [[1, 2], [3]]
+    assert peers.pick([{"logits": 3}], of=(1,)) == [[3]], "the first peer has gone"
 
 
 @pytest.mark.parametrize("layers", [(), ("stage1", "stage2")])

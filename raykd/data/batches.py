@@ -18,6 +18,7 @@ from raykd.data.mixing import mix, plan_mix
 from raykd.data.sets import DataSet
 from raykd.errors import ConfigError, DataError
 
+VIEW = "view_"  # fields view_1, view_2, ...: further augmentations of the same samples
 _MAX_EPOCH = 2**31 - 1
 
 
@@ -69,6 +70,8 @@ class Plan:
         world: number of workers.
         rank: this worker, 0..world-1.
         augmentation_epochs: epoch e shows the views of epoch e modulo this, in its own order; None: new views in every epoch.
+        first_view: which of the independent augmentations of a sample is shown.
+        views: how many are shown: `images`, and `view_1`, `view_2`, ... beside them.
 
     Raises:
         ConfigError: the numbers contradict each other.
@@ -83,6 +86,8 @@ class Plan:
     world: int = 1
     rank: int = 0
     augmentation_epochs: int | None = None
+    first_view: int = 0
+    views: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
@@ -119,6 +124,15 @@ class Plan:
     def indices(self, epoch: int, step: int) -> NDArray[np.int64]:
         """[b] sample_index of this worker."""
         return np.array_split(self.global_batch(epoch, step), self.world)[self.rank]
+
+
+def batch_of(dataset: DataSet, plan: Plan, augmentation: Augmentation | None, epoch: int, step: int) -> Batch:
+    """The batch of a worker's plan at (epoch, step), with all its views."""
+    rows, shown = plan.indices(epoch, step), plan.view(epoch)
+    batch = make_batch(dataset, rows, augmentation, plan.seed, shown, plan.first_view)
+    for i in range(1, plan.views):
+        batch[f"{VIEW}{i}"] = make_batch(dataset, rows, augmentation, plan.seed, shown, plan.first_view + i)["images"]
+    return batch
 
 
 def make_batch(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from raykd.config import Augmentation
-from raykd.data.batches import Batch, Plan, make_batch
+from raykd.data.batches import Batch, Plan, batch_of
 from raykd.data.sets import DataSet
 from raykd.errors import ConfigError, DataError
 
@@ -173,9 +173,7 @@ class _Work(NamedTuple):
 
     def make(self, position: Position) -> Batch:
         """The batch at (epoch, step)."""
-        epoch, step = position
-        rows, view = self.plan.indices(epoch, step), self.plan.view(epoch)
-        return make_batch(self.dataset, rows, self.augmentation, self.plan.seed, view)
+        return batch_of(self.dataset, self.plan, self.augmentation, *position)
 
 
 class _Threads:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from raykd.config import Data
 from raykd.data.sets import DataSet, open_split
 from raykd.data.views import held_out, noisy_labels, subset
@@ -21,7 +23,7 @@ def has_split(spec: Data, split: str) -> bool:
 def open_data(spec: Data, split: str, seed: int | None = None) -> DataSet:
     """Opens a split: `limit` and `per_class` cut the training set, `eval_limit` the others; `noisy_labels` spoils its labels.
 
-    With `holdout`, that share of the training set is the split `holdout`, with its labels as they are, and `train` is the rest,
+    `shard` takes every n-th sample of what is left. With `holdout`, that share of the training set is the split `holdout`, with its labels as they are, and `train` is the rest,
     with positions of its own.
 
     Args:
@@ -49,6 +51,11 @@ def open_data(spec: Data, split: str, seed: int | None = None) -> DataSet:
         if split == HOLDOUT:
             return held
         dataset = rest
+    if spec.shard is not None:
+        part, parts = spec.shard
+        if not part < parts <= len(dataset):
+            raise DataError(f"data.shard: expected (i, n) with i < n, n at most {len(dataset)} samples, got ({part}, {parts}).")
+        dataset = subset(dataset, indices=np.arange(part, len(dataset), parts))
     return noisy_labels(dataset, seed or 0) if spec.noisy_labels else dataset
 
 

@@ -11,6 +11,7 @@ Arrays travel as NumPy (the object store's fast path). Encoders of lossy codecs 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,7 +99,7 @@ def encode(signals: Signals, codec: Codec) -> Encoded:
     for key, tensor in signals.items():
         array = _to_numpy(tensor)
         if codec.kind == "topk":
-            is_logits = key.partition("|")[0] == "logits"
+            is_logits = re.split(r"[|#]", key)[0] == "logits"
             reply.signals[key] = _encode_topk(array, codec, reply.errors) if is_logits else {"dense": array}
         elif codec.kind == "fp16":
             reply.signals[key] = _encode_fp16(key, array)

@@ -21,7 +21,7 @@ from raykd.exchange.asking import Ask, Asks
 from raykd.exchange.sources import InlineSource, LocalSource, Source
 from raykd.exchange.stored import StoreSource
 from raykd.roles.losses import Plan, plans
-from raykd.roles.network import Facts, model_options, pick_device
+from raykd.roles.network import Facts, branching_of, model_options, pick_device, structured
 from raykd.roles.teacher import Committee, own_facts
 from raykd.roles.teacher import Teacher as TeacherRole
 from raykd.signals import Signal
@@ -32,7 +32,7 @@ AT_ONE = ("mean_logits", "confidence", "entropy", "label")  # aggregators that r
 
 def facts(job: Job) -> Facts:
     """Facts of the training data."""
-    train = open_data(job.data, "train", job.seed)
+    train = open_data(job.data, "train", job.data_seed)
     shape = job.data.augmentation.out_shape(train.shape)
     return Facts(len(train), job.data.num_classes, shape, job.data.normalise)
 
@@ -64,7 +64,17 @@ def stages(job: Job, known: Facts) -> dict[str, list[str]]:
 
 def connect(job: Job, known: Facts) -> list[Plan]:
     """The job's losses, connected to layers that exist."""
-    return plans(job, stages(job, known))
+    return plans(job, stages(job, known), branches=branches(job.student, known))
+
+
+def branches(spec: Network, known: Facts) -> int:
+    """How many branches a model has."""
+    if branching_of(spec) is None:
+        return 1
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = structured(spec, known)
+    assert isinstance(model, models.Branched)
+    return model.count
 
 
 def groups(job: Job) -> dict[str, tuple[str, ...]]:
@@ -130,7 +140,7 @@ def make_committee(job: Job, names: tuple[str, ...], known: Facts) -> Committee:
     gpus = max(spec.gpus if pooled(spec) else job.launch.gpus for spec in specs.values())
     device = pick_device(job.launch.device, gpus)
     teachers = {name: TeacherRole(spec, known, device, name) for name, spec in specs.items()}
-    return Committee(teachers, job.seed, _restore(job, next(iter(specs.values()))))
+    return Committee(teachers, job.data_seed, _restore(job, next(iter(specs.values()))))
 
 
 def pooled(spec: Teacher) -> bool:
@@ -170,11 +180,11 @@ def _from_stage(spec: Any, folders: Mapping[str, Path]) -> Any:
 def _restore(job: Job, spec: Teacher) -> Any:
     if spec.inputs != "recipe":
         return None
-    train = open_data(job.data, "train", job.seed)
+    train = open_data(job.data, "train", job.data_seed)
     train.read(np.zeros(1, np.int64))  # decodes the whole set where there is no cache yet: now, not in the first request
 
     def restore(fields: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return from_recipe(train, job.data.augmentation, job.seed, Batch(fields))
+        return from_recipe(train, job.data.augmentation, job.data_seed, Batch(fields), job.data.view)
 
     return restore
 

@@ -48,7 +48,7 @@ class Builder:
         own = header.teachers[name]
         codec = codecs.parse(own.codec, own.temperature)
         self.asks = Asks((Ask(name, tuple(k.signal for k in own.signals), codec),))
-        self.train = open_data(job.data, "train", job.seed)
+        self.train = open_data(job.data, "train", job.data_seed)
         self.train.read(np.zeros(1, np.int64))  # decodes the whole set where there is no cache yet
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def ahead(train: DataSet, job: Job, asked: Iterable[tuple[int, NDArray[np.int64]
     """The batches of (epoch, sample_index), in order, made ahead by a thread."""
 
     def make(epoch: int, rows: NDArray[np.int64]) -> Batch:
-        return make_batch(train, rows, job.data.augmentation, job.seed, epoch)
+        return make_batch(train, rows, job.data.augmentation, job.data_seed, epoch)
 
     def each() -> Iterator[Batch]:
         stream, pending = iter(asked), deque[Future[Batch]]()

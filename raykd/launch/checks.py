@@ -16,7 +16,7 @@ from raykd.data.sets import probe
 from raykd.data.splits import HOLDOUT, has_split
 from raykd.errors import JobFaults, RaykdError
 from raykd.exchange import codec as codecs
-from raykd.launch import assembly, preflight, settings, shapes, stores
+from raykd.launch import assembly, peering, preflight, settings, shapes, stores
 from raykd.launch.inspection import Inspection, RoleLine, SignalLine
 from raykd.resolve import from_dict, resolve, to_dict
 from raykd.roles.losses import Plan
@@ -126,7 +126,7 @@ def _inspect(job: Job, path: str, spoiled: tuple[str, ...], beside: Mapping[str,
     """A resolved job with its stages; `path` goes before each fault, `beside` are the stages that run before it."""
     found = Inspection(job)
     collect = _Collector(found.faults, path, spoiled)
-    for check in (settings.names, settings.settings, settings.losses, settings.actors, settings.optimisation):
+    for check in (settings.names, settings.settings, settings.losses, settings.actors, settings.peers, settings.optimisation):
         collect.add(check(job))
     collect.add(settings.weights(job, tuple(beside)))
     stages = {**beside, **job.stages}
@@ -135,8 +135,12 @@ def _inspect(job: Job, path: str, spoiled: tuple[str, ...], beside: Mapping[str,
         collect.add(wrong)
         known = collect.of("data", lambda: assembly.facts(job)) if trains else None
         if known is not None and "student" not in job.teachers:
-            found.steps_per_epoch = _steps(job, known, collect)
-            _models(job, known, found, collect, stages)
+            share = len(job.peers) if job.exchange.shards == "disjoint" and job.peers else 1
+            found.steps_per_epoch = _steps(job, known, collect, share)
+            if job.peers and not collect.told("exchange"):
+                _peers(job, known, found, collect, stages)
+            elif not job.peers:
+                _models(job, known, found, collect, stages)
     found.needs = [
         (need.what, need.count, need.resources.get("CPU", 0.0), need.resources.get("GPU", 0.0)) for need in preflight.needs(job)
     ]
@@ -161,10 +165,10 @@ def _data(job: Job) -> tuple[list[str], bool]:
     return found, not any("data.train" in where for where in splits.values())
 
 
-def _steps(job: Job, known: Facts, collect: _Collector) -> int:
+def _steps(job: Job, known: Facts, collect: _Collector, share: int = 1) -> int:
     size, training = job.training.batch_size or 1, job.training
     try:
-        return Order(known.num_samples, size, job.seed, drop_last=training.drop_last).steps_per_epoch
+        return Order(known.num_samples // share, size, job.data_seed, drop_last=training.drop_last).steps_per_epoch
     except RaykdError:
         most = f"expected at most the {known.num_samples} training samples, got {size}: no batch is full"
         collect.add([f"training.batch_size: {most}. Lower it, or set training.drop_last=False."])
@@ -175,19 +179,7 @@ def _models(job: Job, known: Facts, found: Inspection, collect: _Collector, stag
     """Architectures, weights, layers, signals and connectors, by shapes alone."""
     specs: dict[str, Any] = {"student": job.student, **job.teachers}
     places = {name: "student" if name == "student" else f"teachers.{name}" for name in specs}
-    built: dict[str, shapes.Model] = {}
-    for name, spec in specs.items():
-        where = places[name]
-        if getattr(spec, "codec", "dense") != "dense":
-            collect.of(f"{where}.codec", lambda spec=spec: codecs.parse(spec.codec))
-        skip = collect.rests_on(where) or collect.told(f"{where}.options")
-        facts = own_facts(spec, known) if name != "student" else known
-        model = None if skip else collect.of(where, lambda spec=spec, facts=facts: shapes.model(spec, facts))
-        if model is None or not _normalises(spec, known, where, collect):
-            continue
-        built[name] = model
-        found.roles.append(_line(job, name, spec, model.cost))
-        collect.of(f"{where}.weights", lambda spec=spec, facts=facts: _weights_fit(stages, spec, facts))
+    built = _built(job, specs, places, known, found, collect, stages)
     if set(built) == set(specs) and "losses" not in collect.spoiled:
         plans: list[Plan] = []
         for name in job.losses:
@@ -198,6 +190,95 @@ def _models(job: Job, known: Facts, found: Inspection, collect: _Collector, stag
             if not collect.told(f"teachers.{name}"):
                 where = f"teachers.{name}.store"
                 collect.add(collect.of(where, lambda name=name: stores.faults(job, plans, known, name)) or [])
+
+
+def _built(
+    job: Job,
+    specs: Mapping[str, Any],
+    places: Mapping[str, str],
+    known: Facts,
+    found: Inspection,
+    collect: _Collector,
+    stages: Mapping[str, Job],
+) -> dict[str, shapes.Model]:
+    """The models that can be built."""
+    built: dict[str, shapes.Model] = {}
+    for name, spec in specs.items():
+        where = places[name]
+        if getattr(spec, "codec", "dense") != "dense":
+            collect.of(f"{where}.codec", lambda spec=spec: codecs.parse(spec.codec))
+        skip = collect.rests_on(where) or collect.told(f"{where}.options")
+        facts = own_facts(spec, known) if name in job.teachers else known
+        model = None if skip else collect.of(where, lambda spec=spec, facts=facts: shapes.model(spec, facts))
+        if model is None or not _normalises(spec, known, where, collect):
+            continue
+        built[name] = model
+        found.roles.append(_line(job, name, spec, model.cost))
+        collect.of(f"{where}.weights", lambda spec=spec, facts=facts: _weights_fit(stages, spec, facts))
+    return built
+
+
+def _peers(job: Job, known: Facts, found: Inspection, collect: _Collector, stages: Mapping[str, Job]) -> None:
+    """As `_models`, of an online job: each peer's losses with what it hears of its neighbours."""
+    specs: dict[str, Any] = {**job.peers, **job.teachers}
+    places = {name: f"peers.{name}" if name in job.peers else f"teachers.{name}" for name in specs}
+    built = _built(job, specs, places, known, found, collect, stages)
+    if set(built) != set(specs) or "losses" in collect.spoiled:
+        return
+    parts = collect.of("losses", lambda: peering.parts(job, known))
+    if parts is None:
+        return
+    batch = max((job.training.batch_size or 1) // job.launch.workers, 1)
+    seen: dict[str, Any] = {}
+    for name, model in built.items():
+        asked = [s for part in parts.values() for plan in part.plans for s in plan.asks(name)]
+        if name in parts:
+            asked += [s for plan in parts[name].plans for s in (*plan.student, *plan.ema)]
+        seen[name] = collect.of(places[name], lambda m=model, w=asked: shapes.signals(m, w, known, batch))
+    if any(signals is None for signals in seen.values()):
+        return
+    codec = codecs.parse(job.exchange.codec)
+    for name, part in parts.items():
+        classes = seen[name]["logits"].shape[-1]
+        if job.ce_weight and classes != known.num_classes:
+            wanted = f"expected logits of {known.num_classes} classes (data.num_classes), got {classes}"
+            collect.add([f"peers.{name}.model: {wanted}."])
+            return
+        for signal in part.published if job.exchange.what == "signals" else ():
+            shape = tuple(seen[name][signal.key].shape[1:])
+            size = codecs.bytes_per_sample(shape, codec, signal.kind == "logits")
+            found.signals.append(SignalLine(name, signal.key, shape, job.exchange.codec, size))
+        own = {**seen, "student": seen[name]}
+        models_of = {**built, "student": built[name]}
+        for plan in part.plans:
+            bound = collect.of(
+                f"losses.{plan.name}",
+                lambda plan=plan, part=part, own=own, near=models_of: _bound(part, plan, own, near, known, batch),
+            )
+            if bound is not None and bound[0]:
+                found.connectors[f"{name}: {plan.label}"] = bound[0]
+    found.notes += _peer_notes(job, known, built)
+
+
+def _bound(
+    part: peering.Part, plan: Plan, seen: Mapping[str, Any], built: Mapping[str, shapes.Model], known: Facts, batch: int
+) -> tuple[int, bool]:
+    shapes.check_layers(plan, built)
+    return shapes.bind(part.job, plan, seen, known, batch)
+
+
+def _peer_notes(job: Job, known: Facts, built: Mapping[str, shapes.Model]) -> list[str]:
+    found = _notes(job, known, {**built, "student": next(iter(built.values()))})
+    exchange = job.exchange
+    if exchange.what == "weights" and exchange.staleness == "newest":
+        found.append("exchange.staleness='newest': which copy answers depends on who is faster; not the same from run to run.")
+    if exchange.codec != "dense" and exchange.what == "signals":
+        found.append(f"exchange.codec: signals arrive within the error of {exchange.codec}.")
+    weights = {name: built[name].cost.parameters * 4 for name in job.peers}
+    if exchange.what == "weights":
+        shown = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in weights.items())
+        found.append(f"Weights travel every {exchange.every} steps to each that listens: {shown}.")
+    return found
 
 
 def _normalises(spec: Network, known: Facts, where: str, collect: _Collector) -> bool:
@@ -214,8 +295,12 @@ def _normalises(spec: Network, known: Facts, where: str, collect: _Collector) ->
 
 
 def _line(job: Job, name: str, spec: Any, cost: models.Cost) -> RoleLine:
-    head = (name, "student" if name == "student" else "teacher", spec.model, spec.weights, cost.parameters, cost.macs)
+    role = "student" if name == "student" else "peer" if name in job.peers else "teacher"
+    head = (name, role, spec.model, spec.weights, cost.parameters, cost.macs)
     launch = job.launch
+    if name in job.peers:
+        own = peering.peer_job(job, name).launch
+        return RoleLine(*head, f"actor {spec.actor}" if spec.actor else "actors", launch.workers, own.cpus, own.gpus)
     if name == "student":
         return RoleLine(*head, launch.host, launch.workers, launch.cpus, launch.gpus)
     placement = f"{spec.placement}, actor {spec.actor}" if spec.actor is not None else spec.placement
@@ -245,7 +330,8 @@ def _shapes(spec: Network, known: Facts) -> dict[str, torch.Size]:
 def _plans(job: Job, name: str, built: dict[str, shapes.Model]) -> list[Plan]:
     """One loss connected to layers that exist."""
     alone = dataclasses.replace(job, losses={name: job.losses[name]})
-    plans = connect(alone, {role: models.stages(model.module) for role, model in built.items()})
+    named = {role: models.stages(model.module) for role, model in built.items()}
+    plans = connect(alone, named, branches=built["student"].branches)
     for plan in plans:
         shapes.check_layers(plan, built)
     if job.losses[name].layers and not any(s.layer for plan in plans for w in plan.wires for s in w.signals):
@@ -260,7 +346,7 @@ def _signals(
     batch = max((job.training.batch_size or 1) // job.launch.workers, 1)
     seen = {}
     for name, model in built.items():
-        wanted = [s for p in plans for s in (p.student if name == "student" else p.asks(name))]
+        wanted = [s for p in plans for s in ((*p.student, *p.ema) if name == "student" else p.asks(name))]
         where = "student" if name == "student" else f"teachers.{name}"
         seen[name] = collect.of(where, lambda m=model, w=wanted: shapes.signals(m, w, known, batch))
     for source, names in assembly.groups(job).items():

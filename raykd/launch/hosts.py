@@ -6,12 +6,13 @@ error of ours (bad data, a diverging loss, a stop) is written to the run folder 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayError
 
 from raykd import errors
-from raykd.config import Job
+from raykd.config import Job, Launch
 from raykd.errors import DivergenceError, Interrupted, RaykdError, ResourceError, SourceError
 from raykd.exchange.pool import PoolSource
 from raykd.exchange.sources import Source
@@ -93,12 +94,22 @@ def work(rank: int, world: int, config: Mapping[str, Any]) -> None:
             rank, world, job, sources(job, plans, known, config["handles"], rank), Setting(plans, known, folder, Asked(folder))
         )
     except RaykdError as error:
-        _write(folder / FATAL, {"type": _base(error), "message": str(error), "rank": rank})
+        leave_error(folder, error, rank)
         if world > 1 and not isinstance(error, AGREED):
             raise  # so that the others do not wait for this rank
         return
     if rank == 0:
-        _write(folder / LEARNED, found)
+        leave_result(folder, found)
+
+
+def leave_error(folder: Path, error: RaykdError, rank: int) -> None:
+    """Leaves an error in the run folder, for the driver."""
+    _write(folder / FATAL, {"type": _base(error), "message": str(error), "rank": rank})
+
+
+def leave_result(folder: Path, found: Any) -> None:
+    """Leaves a result in a run folder, for the driver."""
+    _write(folder / LEARNED, found)
 
 
 def train(job: Job, config: Mapping[str, Any], poll: Callable[[], None]) -> None:
@@ -153,7 +164,7 @@ def train(job: Job, config: Mapping[str, Any], poll: Callable[[], None]) -> None
         (Path(config["folder"]) / STOP).touch()  # the workers must not train on for a driver that has gone
         raise
     if failure and not (Path(config["folder"]) / FATAL).exists():
-        raise SourceError(f"The student's workers failed: {_last_line(failure[0])} The run can be resumed.") from failure[0]
+        raise SourceError(f"The student's workers failed: {last_line(failure[0])} The run can be resumed.") from failure[0]
 
 
 def _train_loop(config: dict[str, Any]) -> None:
@@ -168,22 +179,34 @@ class _Worker:
 
     def address(self) -> tuple[str, int]:
         """A free port on this worker's node, for the group's meeting."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+        return free_port()
 
     def work(self, rank: int, world: int, address: tuple[str, int], config: dict[str, Any]) -> None:
         """Joins the group and learns."""
-        if world > 1:
-            backend = BACKENDS[config["job"].launch.gpus > 0]
-            meeting = f"tcp://{address[0]}:{address[1]}"
-            patience = timedelta(seconds=config["job"].launch.collective_timeout_s)
-            dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=patience)
-        try:
+        with meeting(config["job"].launch, rank, world, address):
             work(rank, world, config)
-        finally:
-            if world > 1:
-                dist.destroy_process_group()
+
+
+def free_port() -> tuple[str, int]:
+    """This node's address, and a port of it that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def meeting(launch: Launch, rank: int, world: int, address: tuple[str, int]) -> Iterator[None]:
+    """torch.distributed among the workers of one student, where it has several."""
+    if world == 1:
+        yield
+        return
+    patience = timedelta(seconds=launch.collective_timeout_s)
+    place = f"tcp://{address[0]}:{address[1]}"
+    dist.init_process_group(BACKENDS[launch.gpus > 0], init_method=place, rank=rank, world_size=world, timeout=patience)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def actors(job: Job, config: Mapping[str, Any], poll: Callable[[], None]) -> None:
@@ -199,7 +222,7 @@ def actors(job: Job, config: Mapping[str, Any], poll: Callable[[], None]) -> Non
             return
         failures += 1
         if not restart(failures, job.launch.max_failures):
-            raise SourceError(f"The student's workers failed {failures} times: {_last_line(error)} The run can be resumed.")
+            raise SourceError(f"The student's workers failed {failures} times: {last_line(error)} The run can be resumed.")
 
 
 def restart(failures: int, allowed: int) -> bool:
@@ -272,6 +295,7 @@ def _write(path: Path, content: Any) -> None:
     os.replace(part, path)
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message, as a sentence."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return (lines[-1].strip() if lines else type(error).__name__).rstrip(".") + "."

@@ -74,7 +74,7 @@ def score(who: Ballot, dataset: DataSet, logits: Mapping[str, np.ndarray], part:
 
 def here(job: Job, split: str, models: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, dict[str, Any]]:
     """Accuracy of each teacher and of the ensemble (""), with all models in this process."""
-    dataset, who = open_data(job.data, split, job.seed), ballot(job)
+    dataset, who = open_data(job.data, split, job.data_seed), ballot(job)
     logits = {name: logits_of(model, dataset, 0, 1) for name, model in models.items()}
     return accuracies([score(who, dataset, logits, 0, 1)], split)
 

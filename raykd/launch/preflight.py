@@ -36,6 +36,8 @@ def needs(job: Job) -> list[Need]:
     launch = job.launch
     workers = _resources(launch.cpus, launch.gpus, launch.resources)
     found = [Need("student workers", launch.workers, workers, WORKER_SETTINGS, launch.placement_strategy)]
+    if job.peers:
+        found = _peers(job)
     shared: dict[str, list[str]] = {}
     for name, teacher in job.teachers.items():
         if teacher.placement == "pool" or (teacher.placement == "store" and teacher.fill == "pool"):
@@ -46,6 +48,25 @@ def needs(job: Job) -> list[Need]:
         settings = f"teachers.{names[0]}.replicas, .cpus or .gpus"
         found.append(Need(f"teacher {' + '.join(names)}", specs[0].replicas, asked, settings))
     return found
+
+
+def _peers(job: Job) -> list[Need]:
+    """What the processes of the peers reserve; those that share one say the same."""
+    launch, found = job.launch, {}
+    for name, peer in job.peers.items():
+        own = (
+            launch.cpus if peer.cpus is None else peer.cpus,
+            launch.gpus if peer.gpus is None else peer.gpus,
+            launch.resources if peer.resources is None else peer.resources,
+        )
+        found[peer.actor or name] = Need(
+            f"peer {peer.actor or name}",
+            launch.workers,
+            _resources(*own),
+            f"peers.{name}.cpus or .actor",
+            launch.placement_strategy,
+        )
+    return list(found.values())
 
 
 def fit(wanted: Sequence[Need], nodes: Mapping[str, Mapping[str, float]]) -> Verdict:

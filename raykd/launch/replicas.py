@@ -57,7 +57,7 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._logits, teacher, split, part, parts)
 
     def _logits(self, teacher: str, split: str, part: int, parts: int) -> np.ndarray:
-        dataset = open_data(self._job.data, split, self._job.seed)
+        dataset = open_data(self._job.data, split, self._job.data_seed)
         return logits_of(self._committee.teachers[teacher].logits, dataset, part, parts)
 
     async def score(self, who: Ballot, split: str, part: int, parts: int, refs: dict[str, list[Any]], timeout_s: float) -> Any:
@@ -78,7 +78,7 @@ def score_part(
             raise
         except RayError:
             return name
-    return score(who, open_data(job.data, split, job.seed), logits, part, parts)
+    return score(who, open_data(job.data, split, job.data_seed), logits, part, parts)
 
 
 def start(job: Job, known: Facts) -> dict[str, list[Any]]:
@@ -124,7 +124,7 @@ def accuracies(job: Job, known: Facts, handles: Mapping[str, list[Any]], split: 
         SourceError: a part could not be measured on any replica.
     """
     who, launch = ballot(job), job.launch
-    parts = num_parts(open_data(job.data, split, job.seed), max((len(r) for r in handles.values()), default=1))
+    parts = num_parts(open_data(job.data, split, job.data_seed), max((len(r) for r in handles.values()), default=1))
     homes = {name: source for source, members in groups(job).items() for name in members}
     task = {"num_cpus": launch.cpus, "num_gpus": launch.gpus, "runtime_env": _runtime_env(job, launch.gpus)}
     visiting, scoring = (
@@ -181,7 +181,7 @@ def _answer(ref: Any, timeout_s: float) -> Any:
 def _visit(job: Job, teacher: str, known: Facts, split: str, parts: int) -> Any:
     """Logits of a teacher that is loaded for this alone, part by part."""
     model = make_committee(job, (teacher,), known).teachers[teacher].logits
-    dataset = open_data(job.data, split, job.seed)
+    dataset = open_data(job.data, split, job.data_seed)
     found = [logits_of(model, dataset, part, parts) for part in range(parts)]
     return found if parts > 1 else found[0]
 

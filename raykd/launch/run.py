@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from raykd.config import Job, Network
+from raykd.config import Branching, Job, Network
 from raykd.data.batches import Plan as Order
 from raykd.errors import ConfigError, Interrupted, JobFaults
-from raykd.launch import assembly, measuring, preflight, stores
+from raykd.launch import assembly, measuring, peering, preflight, stores
 from raykd.launch.checks import inspect
 from raykd.launch.locking import locked
 from raykd.launch.observer import Observer
@@ -185,6 +185,8 @@ def _keep_job(job: Job, folder: Path, resume: bool) -> None:
 def _may_change(path: str) -> bool:
     """Whether a setting says only where things run, not what comes out."""
     place = re.search(r"(^|\.)teachers\.[^.]+\.(replicas|cpus|gpus|resources|max_restarts|placement|store|fill)(\.|$)", path)
+    place = place or re.search(r"(^|\.)peers\.[^.]+\.(cpus|gpus|resources|actor)(\.|$)", path)
+    place = place or re.search(r"(^|\.)exchange\.(on_loss|respawns|timeout_s|ahead)$", path)
     launch = ".launch." in f".{path}" and not path.endswith((".workers", ".threads", ".tf32", ".device"))
     return path == "runs" or place is not None or launch
 
@@ -224,7 +226,8 @@ def _tree(path: str, job: Job, folder: Path, watcher: _Watcher, beside: Mapping[
     job = assembly.with_stage_weights(job, places)
     alone = None
     if job.baseline and job.losses:
-        alone = _tree(_join(path, "baseline"), _alone(job), folder / "baseline", watcher)["student"]
+        found = _tree(_join(path, "baseline"), _alone(job), folder / "baseline", watcher)
+        alone = found["peers"] if job.peers else found["student"]
     watcher.check()
     result = _one(path, job, folder, watcher)
     result |= {"baseline": alone, "stages": stages}
@@ -240,16 +243,24 @@ def _join(path: str, name: str) -> str:
 
 
 def _alone(job: Job) -> Job:
-    return dataclasses.replace(job, teachers={}, losses={}, ce_weight=1.0, stages={}, baseline=False)
+    own = {name: dataclasses.replace(peer, branching=Branching("none")) for name, peer in job.peers.items()}
+    student = dataclasses.replace(job.student, branching=Branching("none"))
+    return dataclasses.replace(
+        job, student=student, teachers={}, peers=own, losses={}, ce_weight=1.0, stages={}, baseline=False
+    )
 
 
 def _one(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]:
     """One training: teachers measured, student taught."""
+    if job.peers:
+        return _peers(path, job, folder, watcher)
     started = time.time()
     known = assembly.facts(job)
     plans = assembly.connect(job, known)
     stores.require(job, plans, known)
-    steps = Order(known.num_samples, job.training.batch_size or 1, job.seed, drop_last=job.training.drop_last).steps_per_epoch
+    steps = Order(
+        known.num_samples, job.training.batch_size or 1, job.data_seed, drop_last=job.training.drop_last
+    ).steps_per_epoch
     total = min(steps * (job.training.epochs or 1), job.training.max_steps or 10**12)
     for name in ("STOP", "fatal.json", "learned.json"):
         (folder / name).unlink(missing_ok=True)
@@ -262,6 +273,27 @@ def _one(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]
         watcher.active = None
     exchange, dropped = learned.pop("exchange"), learned.pop("dropped")
     teachers = {name: measured[name] | ({"dropped_at": dropped[name]} if name in dropped else {}) for name in job.teachers}
+    return _head(job, folder, started) | {
+        "teachers": teachers,
+        "ensemble": measured.get(""),
+        "student": {"model": job.student.model, "parameters": _parameters(job.student, known)} | learned,
+        "exchange": exchange,
+    }
+
+
+def _begin(path: str, job: Job, samples: int, folder: Path, watcher: _Watcher) -> None:
+    """Clears what an earlier start has left, and tells the observer."""
+    training = job.training
+    steps = Order(samples, training.batch_size or 1, job.data_seed, drop_last=training.drop_last).steps_per_epoch
+    total = min(steps * (training.epochs or 1), training.max_steps or 10**12)
+    for name in ("STOP", "fatal.json", "learned.json"):
+        (folder / name).unlink(missing_ok=True)
+    watcher.active = folder
+    watcher.observer.begin(path, job, folder, total)
+
+
+def _head(job: Job, folder: Path, started: float) -> dict[str, Any]:
+    """What every result says of its run."""
     return {
         "name": job.name,
         "seed": job.seed,
@@ -270,11 +302,87 @@ def _one(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]
         "hardware": hardware(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
         "seconds": round(time.time() - started, 3),
-        "teachers": teachers,
-        "ensemble": measured.get(""),
-        "student": {"model": job.student.model, "parameters": _parameters(job.student, known)} | learned,
-        "exchange": exchange,
     }
+
+
+def _peers(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]:
+    """One training of peers: teachers measured, if there are any; peers taught by each other; measured together."""
+    from raykd.launch import online
+
+    started = time.time()
+    known = assembly.facts(job)
+    parts = peering.parts(job, known)
+    samples = known.num_samples // (len(job.peers) if job.exchange.shards == "disjoint" else 1)
+    _begin(path, job, samples, folder, watcher)
+    for name in job.peers:
+        (folder / online.ROOM / name / "learned.json").unlink(missing_ok=True)
+    try:
+        host = _peers_here if job.launch.backend == "local" else _peers_on_ray
+        group, measured, together, respawned = host(path, job, parts, known, folder, watcher)
+    finally:
+        watcher.active = None
+    found = online.results(group, watcher.root)
+    peers: dict[str, Any] = {}
+    for name, learned in found.items():
+        spec = job.peers[name]
+        head = {"model": spec.model, "parameters": _parameters(spec, known)}
+        if name in respawned:
+            head["respawned"] = respawned[name]
+        peers[name] = head | learned
+    edges = {f"{source}>{name}": edge for name, own in peers.items() for source, edge in own.pop("edges", {}).items() if source}
+    return _head(job, folder, started) | {
+        "teachers": {name: measured[name] for name in job.teachers},
+        "ensemble": measured.get(""),
+        "peers": peers,
+        "together": together,
+        "edges": edges,
+    }
+
+
+def _peers_here(
+    path: str, job: Job, parts: Mapping[str, peering.Part], known: Facts, folder: Path, watcher: _Watcher
+) -> tuple[Any, dict[str, Any], Any, dict[str, int]]:
+    from raykd.launch import online
+    from raykd.launch.hosts import Asked
+
+    group = online.gather(job, parts, known, folder, {})
+    models = online.teacher_models(group)
+    teachers = _told(path, job, known, measuring.here(job, _teacher_split(job), models) if models else {}, watcher)
+    del models
+    asked = Asked(folder)
+
+    def should_stop() -> bool:
+        watcher.poll()
+        return watcher.stopping or asked()
+
+    online.here(group, should_stop)
+    return group, teachers, online.measured(group), {}
+
+
+def _peers_on_ray(
+    path: str, job: Job, parts: Mapping[str, peering.Part], known: Facts, folder: Path, watcher: _Watcher
+) -> tuple[Any, dict[str, Any], Any, dict[str, int]]:
+    from raykd.launch import hosts, online, peers, replicas
+
+    watcher.observer.note(f"Resources: {_fitted(job).text}.")
+    handles = replicas.start(job, known)
+    try:
+        watcher.check()
+        found = replicas.accuracies(job, known, handles, _teacher_split(job)) if job.teachers else {}
+        teachers = _told(path, job, known, found, watcher)
+        group = online.gather(job, parts, known, folder, handles)
+        watch = peers.Watch(group, watcher.poll)
+        try:
+            watch.run()
+        except BaseException:
+            (folder / hosts.STOP).touch()  # nobody trains on for a driver that has gone
+            raise
+    finally:
+        replicas.stop(handles)
+    error = hosts.fatal(folder)
+    if error is not None:
+        raise error
+    return group, teachers, online.measured_there(group), watch.respawned
 
 
 def _local(

@@ -5,33 +5,39 @@ Each function lists the faults of one resolved job, each with its path.
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
 
 import torch
 
 from raykd import catalogue
-from raykd.config import Job, Loss, Network
+from raykd.config import Job, Loss, Network, Student
 from raykd.data.splits import has_split
 from raykd.errors import RaykdError, near
-from raykd.launch import assembly
+from raykd.exchange import codec as codecs
+from raykd.launch import assembly, peering
 from raykd.roles.losses import schedule
 from raykd.roles.optimisation import optimizer, rate
+from raykd.signals import EMA, SOURCES
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
 HEARD = ("prepare", "on_epoch", "stages", "before_forward", "step")  # hooks that the offline scheme calls
+SCHEMES = ("offline", "online")
 SHARED = ("replicas", "inputs", "resources", "max_restarts", "on_loss", "codec")  # settings of an actor, not of a teacher
 
 
 def names(job: Job) -> list[str]:
     """Names become parts of paths, of actors' names and of metrics."""
-    named = [("name", job.name)] + [(room, n) for room in ("teachers", "losses", "stages") for n in getattr(job, room)]
-    taken = {"teachers": ("student",), "losses": ("ce",)}
+    named = [("name", job.name)] + [(room, n) for room in ("teachers", "peers", "losses", "stages") for n in getattr(job, room)]
+    taken = {"teachers": ("student",), "peers": ("student",), "losses": ("ce",)}
     found = [
         f"{room}: expected a name of letters, digits, '_', '+' and '-', got {name!r}. Rename it."
         for room, name in named
         if not NAME.fullmatch(name)
     ]
     found += [f"{room}.{name}: this name is raykd's own. Rename it." for room, name in named if name in taken.get(room, ())]
+    found += [f"peers.{name}: a teacher has this name. Rename one." for name in job.peers if name in job.teachers]
     return found
 
 
@@ -39,6 +45,8 @@ def settings(job: Job) -> list[str]:
     """Settings that contradict each other."""
     launch, training, data = job.launch, job.training, job.data
     found = []
+    if data.shard is not None and not data.shard[0] < data.shard[1]:
+        found.append(f"data.shard: expected (i, n) with i below n, got {tuple(data.shard)}.")
     if launch.backend == "local" and launch.workers > 1:
         found.append("launch.workers: the local backend has one worker. Set launch.backend='ray', or launch.workers=1.")
     size = training.batch_size or 1
@@ -82,12 +90,17 @@ def losses(job: Job) -> list[str]:
     heard: set[str] = set()
     for name, loss in job.losses.items():
         method = catalogue.method(loss.method)
-        listens = method.teacher_role is not None
-        teachers = [t for t in loss.teachers or job.teachers if t in job.teachers] if listens else []
+        role = method.teacher_role
+        listens = role is not None
+        mutual = role is not None and SOURCES[role] == "peers"
+        default = job.peers if mutual or not job.teachers else job.teachers
+        teachers = [t for t in loss.teachers or default if t in job.teachers] if listens else []
         heard |= set(teachers)
         if loss.teachers and not listens:
             found.append(f"losses.{name}.teachers: {method.slug} listens to no teacher. Leave `teachers` out.")
-        if listens and not job.teachers:
+        if mutual and not job.peers:
+            found.append(f"losses.{name}: {method.slug} listens to peers and the job has none. Add two or more to `peers`.")
+        elif listens and not job.teachers and not job.peers:
             found.append(f"losses.{name}: {method.slug} listens to a teacher and the job has none. Add one to `teachers`.")
         if teachers and not any(job.teachers[t].weight for t in teachers):
             found.append(f"losses.{name}: all teachers it listens to have weight 0. Set teachers.{teachers[0]}.weight.")
@@ -147,6 +160,89 @@ def _together(name: str, loss: Loss, method: catalogue.Method, job: Job) -> list
     return found
 
 
+def peers(job: Job) -> list[str]:
+    """What is said of peers and of their exchange."""
+    exchange, found = job.exchange, []
+    if not job.peers:
+        plain = dataclasses.replace(exchange) == type(exchange)()
+        return [] if plain else ["exchange: expected peers that exchange something, got none. Add two or more to `peers`."]
+    if len(job.peers) < 2:
+        found.append("peers: expected two or more, got one. Add another, or make it the `student`.")
+    if (job.student.model, job.student.weights, dict(job.student.options)) != (Student().model, None, {}):
+        found.append("student: a job with peers has no student beside them. Make it a peer, or leave it out.")
+    try:
+        edges = peering.edges(job)
+    except RaykdError as error:
+        return [*found, str(error)]
+    used = {name for own in edges.values() for edge in own.values() for name in edge.losses}
+    found += [
+        f"exchange.edges: no loss {name!r} in this job. {near(name, job.losses)}" for name in used if name not in job.losses
+    ]
+    for target, own in edges.items():
+        if own and not any(edge.weight for edge in own.values()):
+            found.append(f"exchange.edges: all peers that {target!r} listens to have weight 0. Raise one, or leave them out.")
+    methods = {name: catalogue.method(loss.method) for name, loss in job.losses.items()}
+    listens = [
+        name for name, m in methods.items() if m.teacher_role and (SOURCES[m.teacher_role] == "peers" or not job.teachers)
+    ]
+    if (exchange.edges or exchange.graph != "all") and not listens:
+        found.append("exchange: no loss listens to a peer. Add one, for example losses={'dml': {}}, or leave it out.")
+    found += _modes(job, methods)
+    if job.launch.workers > 1:
+        shared = [peer.actor for peer in job.peers.values() if peer.actor is not None]
+        if shared:
+            found.append(f"peers.*.actor: peers that share an actor ({shared[0]}) have one worker each. Set launch.workers=1.")
+    for name, peer in job.peers.items():
+        if peer.actor in job.peers and job.peers[str(peer.actor)].actor != peer.actor:
+            found.append(f"peers.{name}.actor: {peer.actor!r} is the name of a peer with actors of its own. Rename it.")
+        others = [o for o in job.peers.values() if o.actor is not None and o.actor == peer.actor]
+        if others and any(
+            (o.cpus, o.gpus, o.resources) != (others[0].cpus, others[0].gpus, others[0].resources) for o in others
+        ):
+            found.append(
+                f"peers.{name}.actor: peers that share an actor reserve the same. Make cpus, gpus and resources equal."
+            )
+    for name, teacher in job.teachers.items():
+        if teacher.placement == "store":
+            found.append(f"teachers.{name}.placement: peers are taught by live teachers. Use pool or inline.")
+        if teacher.inputs == "recipe" and (exchange.views == "own" or exchange.shards == "disjoint"):
+            found.append(f"teachers.{name}.inputs: a recipe does not say which peer's images are meant. Set inputs='pixels'.")
+    return found
+
+
+def _modes(job: Job, methods: Mapping[str, catalogue.Method]) -> list[str]:
+    """Ways of exchange that contradict each other."""
+    exchange, found = job.exchange, []
+    if exchange.what == "signals":
+        if exchange.staleness != 0:
+            found.append(
+                "exchange.staleness: signals are of the same step. Set exchange.what='weights' for copies that are older."
+            )
+        if exchange.shards == "disjoint":
+            found.append(
+                "exchange.shards: peers that see different images cannot compare signals. Set exchange.what='weights'."
+            )
+    try:
+        if codecs.parse(exchange.codec).kind == "topk":
+            found.append("exchange.codec: expected dense, fp16 or int8 among peers, got a topk codec.")
+    except RaykdError as error:
+        found.append(f"exchange.codec: {error}")
+    if exchange.what == "weights":
+        copied = [name for name, m in methods.items() if any(EMA in (p.view or "") for p in m.signals)]
+        found += [f"losses.{n}: it reads averaged copies, which do not travel. Set exchange.what='signals'." for n in copied]
+        if exchange.codec != "dense":
+            found.append("exchange.codec: weights travel as they are. Leave it at 'dense'.")
+    if exchange.views == "own" and job.data.augmentation.mixes:
+        found.append("exchange.views: 'own' mixes other images at each peer. Set data.augmentation.mixup and .cutmix to 0.")
+    if job.training.accumulate > 1:
+        found.append("training.accumulate: peers exchange whole batches. Set it to 1.")
+    for name, m in methods.items():
+        late = m.teacher_role is not None and SOURCES[m.teacher_role] == "peers"
+        if late and "before_forward" in m.hooks:
+            found.append(f"losses.{name}: {m.slug} needs its teachers before the student's forward; peers answer after it.")
+    return found
+
+
 def actors(job: Job) -> list[str]:
     """Teachers that share an actor, or a label map, and cannot."""
     found = []
@@ -176,11 +272,11 @@ def actors(job: Job) -> list[str]:
 
 def _hooks(name: str, method: catalogue.Method) -> list[str]:
     found = []
-    if method.scheme != "offline":
-        found.append(f"losses.{name}: {method.slug} is a method of the {method.scheme} scheme; this job is offline.")
+    if method.scheme not in SCHEMES:
+        found.append(f"losses.{name}: {method.slug} is a method of the {method.scheme} scheme, which no job runs yet.")
     unheard = [h for h in method.hooks if h not in HEARD]
     if unheard:
-        found.append(f"losses.{name}: {method.slug} defines {', '.join(unheard)}, which the offline scheme does not call.")
+        found.append(f"losses.{name}: {method.slug} defines {', '.join(unheard)}, which no scheme calls yet.")
     try:
         method.call()
     except Exception as error:
@@ -216,6 +312,7 @@ def weights(job: Job, beside: tuple[str, ...] = ()) -> list[str]:
     found = []
     stages = (*beside, *job.stages)
     specs: dict[str, Network] = {"student": job.student, **{f"teachers.{n}": t for n, t in job.teachers.items()}}
+    specs |= {f"peers.{n}": p for n, p in job.peers.items()}
     for path, spec in specs.items():
         if "num_classes" in spec.options:
             found.append(f"{path}.options.num_classes: the number of classes comes from data.num_classes. Leave it out here.")

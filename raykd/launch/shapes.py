@@ -17,9 +17,9 @@ from raykd import catalogue, models
 from raykd.config import Job, Network
 from raykd.errors import ModelError, RaykdError, SignalError, told
 from raykd.launch import assembly
-from raykd.roles.learner import shapes_of
+from raykd.roles.learner import shapes_of, without_ema
 from raykd.roles.losses import BoundLoss, Plan
-from raykd.roles.network import Facts, Tapped, input_shape, model_options
+from raykd.roles.network import Facts, Tapped, branching_of, input_shape, model_options, structured
 from raykd.signals import Signal, Signals
 
 META = torch.device("meta")
@@ -28,12 +28,17 @@ FEW = 4  # samples for a model that has to run on the CPU
 
 @dataclass
 class Model:
-    """One model of a job, where it can run: without memory, or on the CPU where its forward reads values."""
+    """One model of a job, where it can run: without memory, or on the CPU where its forward reads values.
+
+    `module` is the plain model, `whole` has its branches too.
+    """
 
     spec: Network
     module: nn.Module
     cost: models.Cost
     device: torch.device
+    whole: nn.Module
+    branches: int = 1
 
 
 def model(spec: Network, known: Facts) -> Model:
@@ -59,15 +64,24 @@ def model(spec: Network, known: Facts) -> Model:
             f"{spec.model}: expected a model that takes images of {' x '.join(map(str, shape))}, got {told(error)}. "
             "Change the model, its options or its input_size, or data.size."
         ) from error
-    return Model(spec, module, cost, next(module.parameters(), torch.empty(0)).device)
+    device = next(module.parameters(), torch.empty(0)).device
+    if branching_of(spec) is None:
+        return Model(spec, module, cost, device, module)
+    with torch.random.fork_rng(devices=[]), device:
+        whole = structured(spec, known)
+    assert isinstance(whole, models.Branched)
+    return Model(spec, module, cost, device, whole, whole.count)
 
 
 def check_layers(plan: Plan, built: Mapping[str, Model]) -> None:
     """Raises SignalError where a layer that a loss reads is not in its model."""
-    for name, wanted in (("student", plan.student), *((t, plan.asks(t)) for t in plan.teachers)):
+    for name, wanted in (("student", [*plan.student, *plan.ema]), *((t, plan.asks(t)) for t in plan.teachers)):
         for signal in wanted:
-            if signal.layer is not None:
-                models.resolve(built[name].module, signal.layer)
+            whole = built[name].whole
+            if signal.layer is not None and isinstance(whole, models.Branched):
+                models.resolve(whole, whole.path(signal.branch, signal.layer))
+            elif signal.layer is not None:
+                models.resolve(whole, signal.layer)
 
 
 def signals(found: Model, wanted: list[Signal], known: Facts, batch: int) -> Signals:
@@ -77,11 +91,13 @@ def signals(found: Model, wanted: list[Signal], known: Facts, batch: int) -> Sig
         RaykdError: a tap never fires, or the model yields no logits.
     """
     count = batch if found.device == META else FEW
-    tapped = Tapped(found.spec, found.module.eval(), wanted, known, found.device)
+    own = [without_ema(s) for s in wanted]
+    tapped = Tapped(found.spec, found.whole.eval(), [Signal("logits"), *own], known, found.device)
     try:
         with torch.no_grad():
             images = torch.zeros((count, *known.shape), dtype=torch.uint8, device=found.device)
-            seen = tapped(images) | (tapped(images, key=0) if any(s.view for s in wanted) else {})
+            seen = tapped(images) | (tapped(images, key=0) if any(s.view for s in own) else {})
+            seen |= {s.key: seen[without_ema(s).key] for s in wanted}
     finally:
         tapped.close()
     if not isinstance(seen["logits"], Tensor):
@@ -108,14 +124,15 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
     Raises:
         RaykdError: the shapes do not fit, or the loss answers with something that is no loss.
     """
-    roles: dict[str, Any] = {"student": {k: _trained(v) for k, v in seen["student"].items()}}
+    roles: dict[str, Any] = {"student": {k: _trained(v) for k, v in seen["student"].items()}, "ema": seen["student"]}
+    role = plan.role or "teacher"
     if plan.aggregate is not None and len({tuple(seen[t]["logits"].shape) for t in plan.teachers}) > 1:
         got = ", ".join(f"{t} {seen[t]['logits'].shape[-1]}" for t in plan.teachers)
         raise SignalError(f"aggregate: expected teachers of as many classes, got {got}. Leave `aggregate` out, or a teacher.")
     if plan.lists:
-        roles["teachers"] = [seen[name] for name in plan.teachers]
+        roles[role] = [seen[name] for name in plan.teachers]
     elif plan.teachers:
-        roles["teacher"] = seen[plan.teachers[0]]
+        roles[role] = seen[plan.teachers[0]]
     try:
         with META:
             shapes = {role: shapes_of(found) for role, found in roles.items()}
@@ -127,7 +144,7 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
     except RaykdError:
         raise
     except Exception as error:
-        there = [*plan.student, *(s for t in plan.teachers for s in plan.asks(t))]
+        there = [*plan.student, *plan.ema, *(s for t in plan.teachers for s in plan.asks(t))]
         every = [seen["student"], *(seen[t] for t in plan.teachers)]
         given = [f"{s.key} {list(own[s.key].shape)}" for s in there for own in every if s.key in own]
         raise SignalError(

@@ -79,7 +79,7 @@ def require(job: Job, found: list[Plan], known: Facts) -> None:
 
 def mismatches(job: Job, folder: Path, header: Header, asks: Iterable[Ask], known: Facts) -> list[str]:
     """In what a store differs from what a job's teachers would answer when they are asked."""
-    train = open_data(job.data, "train", job.seed)
+    train = open_data(job.data, "train", job.data_seed)
     told = []
     if header.data != train.fingerprint:
         told.append(
@@ -91,8 +91,8 @@ def mismatches(job: Job, folder: Path, header: Header, asks: Iterable[Ask], know
     if changed:
         shown = ", ".join(f"{n} {mine!r} where it has {its!r}" for n, (mine, its) in changed.items())
         told.append(f"expected views of the job's augmentation, got those of another ({shown})")
-    elif header.varies and header.seed != job.seed:
-        told.append(f"expected views of seed {job.seed}, got those of seed {header.seed}")
+    elif header.varies and header.seed != job.data_seed:
+        told.append(f"expected views of seed {job.data_seed}, got those of seed {header.seed}")
     for ask in asks:
         told += _teacher_mismatches(job, header, ask, known)
     return [f"{text} (store {folder}). Build one for this job with `raykd store build`, or change the job." for text in told]

@@ -213,9 +213,9 @@ def planned(job: Job, folder: Path, epochs: int | None, rows: int | None, heard:
     epochs = _epochs(job, epochs, before, heard)
     known = assembly.facts(job)
     found = assembly.connect(job, known)
-    train = open_data(job.data, "train", job.seed)
+    train = open_data(job.data, "train", job.data_seed)
     size = min((job.training.batch_size or 1) // job.launch.workers, len(train))
-    batch = make_batch(train, wrapped(0, size, len(train)), job.data.augmentation, job.seed, 0)
+    batch = make_batch(train, wrapped(0, size, len(train)), job.data.augmentation, job.data_seed, 0)
     teachers = {name: _laid_out(job, found, known, name, batch) for name in job.teachers}
     widest = max(t.row_bytes for t in teachers.values())
     if rows is None:
@@ -224,7 +224,7 @@ def planned(job: Job, folder: Path, epochs: int | None, rows: int | None, heard:
         a_shard = -(-rows // size) * size
     augmentation = plain(to_dict(job.data.augmentation))
     changing = varies(job.data.augmentation)
-    header = Header(job.seed, augmentation, changing, epochs, train.fingerprint, len(train), a_shard, size, teachers)
+    header = Header(job.data_seed, augmentation, changing, epochs, train.fingerprint, len(train), a_shard, size, teachers)
     if before is not None:
         _require_same(folder, before, header)
     return job, header

@@ -8,6 +8,7 @@ with Taps(model, ["stage-1", "logits"]) as taps:
 """
 
 from raykd.models.addresses import Layer, classifier, layers, resolve, stages
+from raykd.models.branching import Branched, branched
 from raykd.models.factory import build, build_default, check_published
 from raykd.models.measure import Cost, cost, fingerprint
 from raykd.models.taps import Taps
@@ -15,9 +16,11 @@ from raykd.models.weights import load_weights, pretrained, resolve_pretrained
 from raykd.models.zoo import names
 
 __all__ = [
+    "Branched",
     "Cost",
     "Layer",
     "Taps",
+    "branched",
     "build",
     "build_default",
     "check_published",

@@ -5,6 +5,8 @@ Parameter names are those of the weights in wide circulation (conv1, bn1, layer1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,16 +50,16 @@ class Block(nn.Module):
 class CifarResNet(nn.Module):
     """`[b in_channels 32 32]` to `[b num_classes]`; three stages of 16, 32, 64 channels at 32, 16, 8 pixels."""
 
-    def __init__(self, blocks: int, num_classes: int, in_channels: int) -> None:
+    def __init__(self, blocks: int, widths: Sequence[int], num_classes: int, in_channels: int) -> None:
         super().__init__()
         self.blocks = blocks
-        self.conv1 = conv3x3(in_channels, 16)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.conv1 = conv3x3(in_channels, widths[0])
+        self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
-        self.layer1 = self._stage(16, 16, 1)
-        self.layer2 = self._stage(16, 32, 2)
-        self.layer3 = self._stage(32, 64, 2)
-        self.linear = nn.Linear(64, num_classes)
+        self.layer1 = self._stage(widths[0], widths[1], 1)
+        self.layer2 = self._stage(widths[1], widths[2], 2)
+        self.layer3 = self._stage(widths[2], widths[3], 2)
+        self.linear = nn.Linear(widths[3], num_classes)
         he_init(self, linear=True)
 
     def _stage(self, c_in: int, c_out: int, stride: int) -> nn.Sequential:
@@ -78,8 +80,12 @@ class CifarResNet(nn.Module):
         return found
 
 
-def cifar_resnet(depth: int, num_classes: int, *, in_channels: int = 3) -> CifarResNet:
-    """ResNet of `depth` = 6n+2 layers: n blocks a stage."""
+def cifar_resnet(
+    depth: int, num_classes: int, *, in_channels: int = 3, widths: Sequence[int] = (16, 16, 32, 64)
+) -> CifarResNet:
+    """ResNet of `depth` = 6n+2 layers: n blocks a stage; `widths` are the channels of stem and stages."""
     if depth < 8 or (depth - 2) % 6:
         raise ModelError(f"cifar_resnet{depth}: expected a depth of 6n+2 (8, 14, 20, ...), got {depth}. Choose one.")
-    return CifarResNet((depth - 2) // 6, num_classes, in_channels)
+    if len(widths) != 4 or list(widths) != sorted(widths) or widths[0] < 1:
+        raise ModelError(f"cifar_resnet{depth}: expected four widths that do not fall, got {widths!r}. Or use crd_resnet.")
+    return CifarResNet((depth - 2) // 6, widths, num_classes, in_channels)

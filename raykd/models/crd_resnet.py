@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from raykd.errors import ModelError
@@ -129,12 +131,16 @@ class CrdResNet50(nn.Module):
         return found
 
 
-def crd_resnet(depth: int, num_classes: int, *, wide: bool = False, in_channels: int = 3) -> CrdResNet:
-    """ResNet of `depth` = 6n+2 layers; `wide` is the x4 variant."""
+def crd_resnet(
+    depth: int, num_classes: int, *, wide: bool = False, in_channels: int = 3, widths: Sequence[int] | None = None
+) -> CrdResNet:
+    """ResNet of `depth` = 6n+2 layers; `wide` is the x4 variant; `widths` are other channels of stem and stages."""
     if depth < 8 or (depth - 2) % 6:
         raise ModelError(f"crd_resnet{depth}: expected a depth of 6n+2 (8, 14, 20, ...), got {depth}. Choose one.")
-    channels = (32, 64, 128, 256) if wide else (16, 16, 32, 64)
-    return CrdResNet((depth - 2) // 6, channels, num_classes, in_channels)
+    channels = tuple(widths) if widths is not None else (32, 64, 128, 256) if wide else (16, 16, 32, 64)
+    if len(channels) != 4 or min(channels) < 1:
+        raise ModelError(f"crd_resnet{depth}: expected widths of stem and three stages, got {widths!r}. Give four numbers.")
+    return CrdResNet((depth - 2) // 6, (channels[0], channels[1], channels[2], channels[3]), num_classes, in_channels)
 
 
 def crd_resnet50(num_classes: int, *, in_channels: int = 3) -> CrdResNet50:

@@ -66,10 +66,18 @@ def committed(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def newest(folder: Path) -> int | None:
-    """Step of the newest committed checkpoint; None where there is none."""
-    found = committed(folder)
-    return found[-1][0] if found else None
+def newest(folder: Path, most: int | None = None) -> int | None:
+    """Step of the newest committed checkpoint, or of the newest up to step `most`; None where there is none."""
+    found = [step for step, _ in committed(folder) if most is None or step <= most]
+    return found[-1] if found else None
+
+
+def forget(folder: Path, after: int) -> None:
+    """Removes the checkpoints of later steps: another course of the training may come to them."""
+    for step, old in committed(folder):
+        if step > after:
+            (old / "COMMIT").unlink(missing_ok=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def load(folder: Path, step: int, rank: int, world: int) -> dict[str, Any]:

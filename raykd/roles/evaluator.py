@@ -63,3 +63,19 @@ def evaluate(logits: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, 
     if not count:
         return Accuracy(0.0, None, 0)
     return Accuracy(top1 / count, top5 / count if ranked else None, int(count))
+
+
+@torch.no_grad()
+def evaluate_branches(
+    logits: Callable[[Tensor], list[Tensor]], batches: Iterable[Mapping[str, Tensor]], count: int
+) -> list[Accuracy]:
+    """As `evaluate`, of the first `count` branches of a model, and last of the mean of their probabilities."""
+    counts = torch.zeros(count + 1, 4, dtype=torch.float64)
+    for batch in batches:
+        scores = [found.float().cpu() for found in logits(batch["images"])[:count]]
+        scores.append(torch.stack([found.softmax(dim=-1) for found in scores]).mean(0))
+        counts += torch.tensor([count_right(found, batch["labels"]) for found in scores], dtype=torch.float64)
+    return [
+        Accuracy(top1 / (images or 1), top5 / images if ranked else None, int(images))
+        for top1, top5, images, ranked in all_sum(counts).tolist()
+    ]

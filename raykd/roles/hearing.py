@@ -21,8 +21,8 @@ Answers = Mapping[str, Signals]
 
 @dataclass(frozen=True)
 class Heard:
-    """What one loss gets: role -> Signals (a list of them for `teachers`), which of its teachers answered, and by what factor
-    its weight grows because others of the same loss have gone."""
+    """What one loss gets: role -> Signals (a list of them for `teachers` and `peers`), which of its teachers answered, and by
+    what factor its weight grows because others of the same loss have gone."""
 
     roles: dict[str, Any] = field(default_factory=dict)
     of: tuple[int, ...] = ()
@@ -37,19 +37,20 @@ def hear(plan: Plan, plans: Sequence[Plan], answers: Answers) -> Heard | None:
     """
     if not plan.teachers:
         return Heard()
+    role = plan.role or "teacher"
     if plan.aggregate is not None and plan.aggregate.key in answers:
-        return Heard({"teacher": answers[plan.aggregate.key]})
+        return Heard({role: answers[plan.aggregate.key]})
     there = tuple(i for i, name in enumerate(plan.teachers) if name in answers)
     if plan.lists:
         _require(plan, there)
-        return Heard({"teachers": [answers[plan.teachers[i]] for i in there]}, there)
+        return Heard({role: [answers[plan.teachers[i]] for i in there]}, there)
     siblings = [p for p in plans if p.name == plan.name]
     left = sum(p.share for p in siblings if p.teachers[0] in answers)
     if left == 0:
         raise _nobody(plan.name, [p.teachers[0] for p in siblings])
     if not there:
         return None
-    return Heard({"teacher": answers[plan.teachers[0]]}, there, sum(p.share for p in siblings) / left)
+    return Heard({role: answers[plan.teachers[0]]}, there, sum(p.share for p in siblings) / left)
 
 
 def with_aggregates(plans: Sequence[Plan], answers: Answers, fields: Mapping[str, Tensor], seed: int) -> dict[str, Signals]:

@@ -1,9 +1,14 @@
-"""The learner: a student, its losses and its optimizer; one call is one optimizer step."""
+"""The learner: a student, its losses and its optimizer; one call is one optimizer step.
+
+A student that exchanges signals with peers pauses in the middle of its step: `stepping` yields what it publishes, and goes on
+with what its peers have published.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.hooks import RemovableHandle
 
 from raykd.config import Job
+from raykd.data.batches import VIEW
 from raykd.data.keys import derive
 from raykd.errors import ConfigError, DivergenceError, SignalError
 from raykd.models.taps import replace_output
@@ -21,9 +27,11 @@ from raykd.roles.hearing import Heard, hear, with_aggregates
 from raykd.roles.losses import BoundLoss, Plan
 from raykd.roles.network import Facts, Tapped, build
 from raykd.roles.optimisation import all_sum, average_buffers, optimizer, rate, sync_gradients, world_size
-from raykd.signals import Signal, Signals
+from raykd.signals import EMA, Signal, Signals
 
-TeacherSignals = Mapping[str, Signals]  # teacher, or key of an aggregate -> its signals
+TeacherSignals = Mapping[str, Signals]  # teacher, peer, or key of an aggregate -> its signals
+Exchange = Generator[Signals, TeacherSignals, Any]
+"""Yields what the student publishes for a batch and is sent what its peers have published."""
 
 
 @dataclass
@@ -51,6 +59,7 @@ class Learner:
         device: where the student lives.
         steps_per_epoch: of the training loader.
         rank: of this worker.
+        published: signals that its peers ask of the student.
     """
 
     def __init__(
@@ -62,8 +71,10 @@ class Learner:
         device: torch.device,
         steps_per_epoch: int,
         rank: int = 0,
+        published: Sequence[Signal] = (),
     ) -> None:
         self.job, self.rank, self.device = job, rank, device
+        self.published = tuple(published)
         self.facts, self.labels, self.plans = facts, labels, plans
         self.steps_per_epoch = steps_per_epoch
         with torch.random.fork_rng(devices=[]):
@@ -71,20 +82,42 @@ class Learner:
             self.student = build(job.student, facts, device)
         if job.training.sync_batchnorm and world_size() > 1 and device.type == "cuda":
             self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
-        wanted: list[Signal] = [s for plan in plans for s in plan.student]
+        wanted = [s for plan in plans for s in plan.student] + [s for s in self.published if EMA not in s.views]
+        wanted += [Signal("logits")] if job.ce_weight else []
         self.tapped = Tapped(job.student, self.student, wanted, facts, device)
         self.ema = self._averaged()
+        self.ema_tapped = self._tapped_ema()
         self.losses: dict[str, BoundLoss] = {}
         self.rate = rate(job.training)
         self.step_count = 0
 
     def _averaged(self) -> AveragedModel | None:
-        decay = self.job.training.ema
+        decay, warm = self.job.training.ema, self.job.training.ema_warmup
         if decay is None:
             return None
-        return AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
-    def bind(self, batch: Mapping[str, Tensor], teacher_signals: TeacherSignals) -> None:
+        @torch.no_grad()
+        def average(ema: Any, model: Any, count: Any) -> None:
+            now = min(decay, 1 - 1 / (int(count) + 1)) if warm else decay
+            get_ema_multi_avg_fn(now)(ema, model, count)
+
+        found = AveragedModel(self.student, multi_avg_fn=average, use_buffers=True)
+        found.n_averaged.fill_(1)  # it begins as a copy
+        found.module.eval()
+        return found
+
+    def _tapped_ema(self) -> Tapped | None:
+        """What answers for the averaged copy; None where nobody asks."""
+        asked = [s for plan in self.plans for s in plan.ema]
+        asked += [without_ema(s) for s in self.published if EMA in s.views]
+        if not asked:
+            return None
+        if self.ema is None:
+            raise ConfigError("training.ema: a loss reads the averaged copy, and there is none. Set its decay, such as 0.999.")
+        self.ema.module.requires_grad_(False)
+        return Tapped(self.job.student, self.ema.module, asked, self.facts, self.device)
+
+    def probing(self, batch: Mapping[str, Tensor], teacher_signals: TeacherSignals) -> Exchange:
         """Builds the connectors from the shapes of a probe batch; nothing of the student changes.
 
         Raises:
@@ -93,13 +126,17 @@ class Learner:
         modes = {m: m.training for m in self.student.modules()}
         self.student.eval()
         with torch.no_grad():
-            student = self.tapped(batch["images"])
+            student = self.tapped(batch["images"], views=_views(batch))
         for module, mode in modes.items():
             module.training = mode
-        answers = with_aggregates(self.plans, teacher_signals, _on_cpu(batch), self.job.seed)
+        ema = self._ema_signals(batch)
+        found = dict(teacher_signals)
+        if self.exchanges:
+            found |= yield self._publish(student, ema)
+        answers = with_aggregates(self.plans, found, _on_cpu(batch), self.job.data_seed)
         for plan in self.plans:
             heard = hear(plan, self.plans, answers)
-            roles = {"student": student} | (heard.roles if heard is not None else {})
+            roles = {"student": student, "ema": ema} | (heard.roles if heard is not None else {})
             try:
                 bound = BoundLoss(
                     plan, {role: shapes_of(found) for role, found in roles.items()}, self.facts, self.labels, self.job
@@ -112,9 +149,41 @@ class Learner:
         self.optimizer = optimizer(self.job.training, [self.student, *self.losses.values()])
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def bind(self, batch: Mapping[str, Tensor], teacher_signals: TeacherSignals) -> None:
+        """`probing` of a student without peers."""
+        _alone(self.probing(batch, teacher_signals))
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether it publishes to peers or listens to them."""
+        teachers = {t for plan in self.plans for t in plan.teachers}
+        return bool(self.published or teachers - set(self.job.teachers))
+
+    def _publish(self, student: Signals, ema: Signals) -> Signals:
+        kept = {s.key: student[s.key] for s in self.published if EMA not in s.views}
+        return kept | {s.key: ema[without_ema(s).key] for s in self.published if EMA in s.views}
+
+    def _ema_signals(self, batch: Mapping[str, Tensor]) -> Signals:
+        if self.ema_tapped is None:
+            return {}
+        with torch.no_grad():
+            return self.ema_tapped(batch["images"], views=_views(batch))
+
     def step(
         self, batch: Mapping[str, Tensor], teacher_signals: TeacherSignals, global_count: int, stop: bool = False
     ) -> StepReport:
+        """`stepping` of a student without peers."""
+        report: StepReport = _alone(self.stepping(batch, teacher_signals, global_count, stop, exchange=False))
+        return report
+
+    def stepping(
+        self,
+        batch: Mapping[str, Tensor],
+        teacher_signals: TeacherSignals,
+        global_count: int,
+        stop: bool = False,
+        exchange: bool = True,
+    ) -> Generator[Signals, TeacherSignals, StepReport]:
         """One optimizer step on this worker's whole batch.
 
         Args:
@@ -122,6 +191,7 @@ class Learner:
             teacher_signals: teacher (or key of an aggregate) -> signals of that batch; one that has gone is left out.
             global_count: samples in the batches of all workers together.
             stop: this worker was asked to stop; the report says whether any was.
+            exchange: whether it pauses, after the student's forward, for the exchange with its peers.
 
         Raises:
             DivergenceError: a term is not finite; nothing was updated.
@@ -130,13 +200,13 @@ class Learner:
         report = StepReport(0.0, lr=self._set_rate())
         measure = self._measures_gradients()
         self.student.train()
-        torch.manual_seed(derive(self.job.seed, "step", self.step_count, self.rank))
+        self._reseed("step")
         self.optimizer.zero_grad(set_to_none=True)
         chunks = self.job.training.accumulate
         gradients: dict[str, Tensor] = {}
-        answers = with_aggregates(self.plans, teacher_signals, batch, self.job.seed)
+        answers = with_aggregates([p for p in self.plans if not p.late], teacher_signals, batch, self.job.data_seed)
         for chunk, (part, signals) in enumerate(_chunks(batch, answers, chunks, self.device)):
-            terms = self._terms(part, signals, global_count, epoch, chunk)
+            terms = yield from self._terms(part, signals, global_count, epoch, chunk, exchange and self.exchanges)
             if measure:
                 self._add_gradients(terms, gradients)
             total = torch.stack([t.to(torch.float64) if t.dtype == torch.float64 else t.float() for t in terms.values()]).sum()
@@ -153,15 +223,30 @@ class Learner:
         self.step_count += 1
         return report
 
+    def _reseed(self, *purpose: str) -> None:
+        """Global randomness from here on is a function of seed, step and rank: whatever else runs in this process."""
+        torch.manual_seed(derive(self.job.seed, *purpose, self.step_count, self.rank))
+
     def _terms(
-        self, batch: Mapping[str, Tensor], signals: TeacherSignals, global_count: int, epoch: int, chunk: int
-    ) -> dict[str, Tensor]:
+        self,
+        batch: Mapping[str, Tensor],
+        signals: TeacherSignals,
+        global_count: int,
+        epoch: int,
+        chunk: int,
+        exchange: bool,
+    ) -> Generator[Signals, TeacherSignals, dict[str, Tensor]]:
         """Weighted terms of this worker's loss, each already divided by the global count: name -> `[]`."""
-        heard = {label: hear(loss.plan, self.plans, signals) for label, loss in self.losses.items()}
-        for label, loss in self.losses.items():
-            if (own := heard[label]) is not None:
-                loss.step(self, batch, own.roles)
-        student = self._forward(batch["images"], heard)
+        early = {label: hear(loss.plan, self.plans, signals) for label, loss in self.losses.items() if not loss.plan.late}
+        for label, own in early.items():
+            if own is not None:
+                self.losses[label].step(self, batch, own.roles)
+        student, ema = self._forward(batch, early), self._ema_signals(batch)
+        if exchange:
+            said = yield self._publish(student, ema)
+            self._reseed("step", "late")
+            signals = {**signals, **_moved(said, self.device)}
+        heard = early | self._late(signals, batch, student, ema)
         count = len(batch["labels"])
         terms = {}
         if self.job.ce_weight:
@@ -171,7 +256,7 @@ class Learner:
             if (own := heard[label]) is None:
                 continue
             factor = loss.weight * loss.factor(time) * own.factor
-            roles = {"student": student} | own.roles
+            roles = {"student": student, "ema": ema} | own.roles
             for term, value in loss(batch, roles, epoch, self.step_count, self.rank, chunk, own.of).items():
                 reduced = value.sum() / global_count if value.ndim else value * (count / global_count)
                 terms[f"{label}.{term}" if term else label] = factor * reduced
@@ -179,11 +264,25 @@ class Learner:
             raise ConfigError("ce_weight: 0 without any other loss leaves nothing to learn from. Set it, or add a loss.")
         return terms
 
-    def _forward(self, images: Tensor, heard: Mapping[str, Heard | None]) -> Signals:
+    def _late(
+        self, signals: TeacherSignals, batch: Mapping[str, Tensor], student: Signals, ema: Signals
+    ) -> dict[str, Heard | None]:
+        """What the losses hear that had to wait for the student's forward, after their own updates; None where a loss listens
+        to peers and none of them has said anything."""
+        plans = [loss.plan for loss in self.losses.values() if loss.plan.late]
+        said = [p for p in plans if not p.teachers or any(t in signals for t in p.teachers)]
+        answers = with_aggregates(said, signals, batch, self.job.data_seed)
+        heard = {p.label: hear(p, self.plans, answers) if p in said else None for p in plans}
+        for label, own in heard.items():
+            if own is not None:
+                self.losses[label].step(self, batch, {"student": student, "ema": ema} | own.roles)
+        return heard
+
+    def _forward(self, batch: Mapping[str, Tensor], heard: Mapping[str, Heard | None]) -> Signals:
         """The student's signals, with what methods put into its layers for this forward."""
         handles: list[RemovableHandle] = []
-        for label, loss in self.losses.items():
-            own = heard[label]
+        for label, own in heard.items():
+            loss = self.losses[label]
             if own is None or "before_forward" not in loss.plan.method.hooks:
                 continue
             layers = loss.plan.student_layers
@@ -193,7 +292,7 @@ class Learner:
 
             loss.before_forward(modify, own.roles)
         try:
-            return self.tapped(images)
+            return self.tapped(batch["images"], views=_views(batch))
         finally:
             for handle in handles:
                 handle.remove()
@@ -258,7 +357,7 @@ class Learner:
             average_buffers(self.ema.module)
 
     def evaluated_model(self) -> nn.Module:
-        """The model to evaluate and export; the same on every worker once they have settled."""
+        """The model to evaluate, with its branches; the same on every worker once they have settled."""
         if self.job.training.evaluate == "ema" and self.ema is not None:
             return self.ema.module
         return self.student
@@ -291,6 +390,29 @@ def shapes_of(found: Any) -> Any:
     return {key: tuple(value.shape[1:]) for key, value in found.items()}
 
 
+def _alone(exchange: Generator[Signals, TeacherSignals, Any]) -> Any:
+    """Runs to the end what never pauses."""
+    try:
+        next(exchange)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("a student without peers paused for an exchange")
+
+
+def without_ema(signal: Signal) -> Signal:
+    """The same signal of the model itself."""
+    return dataclasses.replace(signal, view="_".join(v for v in signal.views if v != EMA) or None)
+
+
+def _views(batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """The images of branches 1, 2, ... where each branch sees its own."""
+    return [batch[name] for name in sorted((n for n in batch if n.startswith(VIEW)), key=lambda n: int(n[len(VIEW) :]))]
+
+
+def _moved(found: TeacherSignals, device: torch.device) -> dict[str, Signals]:
+    return {who: {key: value.to(device, non_blocking=True) for key, value in own.items()} for who, own in found.items()}
+
+
 def _on_cpu(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in batch.items()}
 
@@ -298,7 +420,7 @@ def _on_cpu(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _chunks(batch: Mapping[str, Tensor], signals: TeacherSignals, count: int, device: torch.device) -> Any:
     """Splits batch and signals into `count` equal parts, on the device; one part is the batch itself."""
     fields = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-    moved = {t: {k: v.to(device, non_blocking=True) for k, v in found.items()} for t, found in signals.items()}
+    moved = _moved(signals, device)
     size = -(-len(fields["labels"]) // count)
     for start in range(0, len(fields["labels"]), size):
         part = slice(start, start + size) if count > 1 else slice(None)

@@ -18,7 +18,7 @@ from raykd.errors import ConfigError, RaykdError, SignalError, near, told
 from raykd.parts.aggregators import aggregators
 from raykd.roles.network import Facts
 from raykd.roles.optimisation import world_size
-from raykd.signals import CLASSES, Aggregate, Signal, Wire, wires
+from raykd.signals import CLASSES, LIST_ROLES, SOURCES, Aggregate, Signal, Wire, wires
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Plan:
     """One loss of a job, connected: what to call and with what.
 
     It listens to nobody but the student, to one teacher, or to several: as a list (`teachers_...`) or as one aggregate.
+    `teachers` may be peers, whatever the loss calls them.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Plan:
     aggregate: Aggregate | None = None
     classes: tuple[tuple[int, ...] | None, ...] = ()  # label_map of each teacher
     student_layers: tuple[str, ...] = ()
+    late: bool = False  # what it hears is there only after the student's forward: of peers, of branches
 
     @property
     def label(self) -> str:
@@ -46,43 +48,82 @@ class Plan:
     @property
     def lists(self) -> bool:
         """Whether it takes lists over teachers."""
-        return any(w.parameter.role == "teachers" for w in self.wires)
+        return any(w.parameter.role in LIST_ROLES for w in self.wires)
+
+    @property
+    def role(self) -> str | None:
+        """What it calls whom it listens to: teacher, teachers, peer or peers."""
+        return self.method.teacher_role
 
     @property
     def student(self) -> list[Signal]:
         """What it asks of the student."""
         return [s for w in self.wires if w.parameter.role == "student" for s in w.signals]
 
+    @property
+    def ema(self) -> list[Signal]:
+        """What it asks of the student's averaged copy."""
+        return [s for w in self.wires if w.parameter.role == "ema" for s in w.signals]
+
     def asks(self, teacher: str) -> list[Signal]:
         """What it asks of a teacher."""
         if teacher not in self.teachers:
             return []
         place = self.teachers.index(teacher) if self.lists else 0
-        return [s for w in self.wires if w.parameter.role in ("teacher", "teachers") for s in w.models[place]]
+        return [s for w in self.wires if w.parameter.role in SOURCES for s in w.of(place)]
 
 
-def plans(job: Job, stages: Mapping[str, list[str]]) -> list[Plan]:
+@dataclass(frozen=True)
+class Neighbour:
+    """A peer that a learner listens to: its share, the losses that hear it (empty: all), and its model's branches."""
+
+    weight: float = 1.0
+    losses: tuple[str, ...] = ()
+    branches: int = 1
+
+
+def plans(
+    job: Job, stages: Mapping[str, list[str]], neighbours: Mapping[str, Neighbour] | None = None, branches: int = 1
+) -> list[Plan]:
     """Connects every loss of a resolved job.
 
     Args:
         job: resolved.
-        stages: "student" and each teacher's name -> names of that model's stages, for layers="stages".
+        stages: "student", each teacher's and each neighbour's name -> names of that model's stages, for layers="stages".
+        neighbours: the peers that the student listens to.
+        branches: of the student.
 
     Raises:
         SignalError, ConfigError: a loss cannot be connected; the message names it.
     """
     found = []
+    beside = neighbours or {}
     for name, loss in job.losses.items():
         method = catalogue.method(loss.method)
         role = method.teacher_role
-        teachers = tuple(loss.teachers or job.teachers) if role else ()
-        if role and not teachers:
-            raise ConfigError(f"losses.{name}: {method.slug} listens to a teacher and the job has none. Add one to `teachers`.")
+        heard = {t: Neighbour(spec.weight) for t, spec in job.teachers.items()}
+        peers = {p: peer for p, peer in beside.items() if not peer.losses or name in peer.losses}
+        everyone = heard | peers
+        if (role is not None and SOURCES[role] == "peers") or not heard:
+            heard = peers
+        names = tuple(t for t in loss.teachers if t in everyone) if loss.teachers else tuple(heard)
+        if role and not names:
+            if job.peers or neighbours is not None:
+                continue  # this peer listens to nobody by this loss
+            raise ConfigError(f"losses.{name}: {method.slug} listens to {_article(role)} and the job has none. {_remedy(role)}")
         try:
-            found += _plans(name, loss, method, role, teachers, job, stages)
+            found += _plans(name, loss, method, role, {t: everyone[t] for t in names} if role else {}, job, stages, branches)
         except SignalError as error:
             raise SignalError(f"losses.{name}: {error}") from None
     return found
+
+
+def _article(role: str) -> str:
+    return "a peer" if SOURCES[role] == "peers" else "a teacher"
+
+
+def _remedy(role: str) -> str:
+    return "Add two or more to `peers`." if SOURCES[role] == "peers" else "Add one to `teachers`."
 
 
 def _plans(
@@ -90,31 +131,39 @@ def _plans(
     loss: Loss,
     method: catalogue.Method,
     role: str | None,
-    teachers: tuple[str, ...],
+    heard: Mapping[str, Neighbour],
     job: Job,
     stages: Mapping[str, list[str]],
+    branches: int,
 ) -> list[Plan]:
     own = _layers(loss, "student", stages["student"])
+    teachers = tuple(heard)
     theirs = {t: _layers(loss, t, stages[t]) for t in teachers}
-    weights = {t: job.teachers[t].weight for t in teachers}
+    weights = {t: neighbour.weight for t, neighbour in heard.items()}
+    late = any(t not in job.teachers for t in teachers) or any(p.branches for p in method.signals)
 
-    def plan(heard: tuple[str, ...], share: float, aggregate: Aggregate | None = None) -> Plan:
-        layers: dict[str, tuple[Any, ...]] = {"student": own, "teachers": tuple(theirs[t] for t in heard)}
-        layers["teacher"] = theirs[heard[0]] if heard and aggregate is None else ()
-        wired = wires(method.parameters, layers, loss.options, catalogue.derived(), catalogue.views())
-        _check_roles(wired, method.scheme)
-        for layer_names in layers["teachers"] or ((),):
+    def plan(of: tuple[str, ...], share: float, aggregate: Aggregate | None = None) -> Plan:
+        layers: dict[str, tuple[Any, ...]] = {"student": own, "ema": own}
+        counts: dict[str, Any] = {"student": branches, "ema": branches}
+        if role is not None:
+            lists = role in LIST_ROLES
+            one = theirs[of[0]] if of and aggregate is None else ()
+            layers[role] = tuple(theirs[t] for t in of) if lists else one
+            counts[role] = tuple(heard[t].branches for t in of) if lists else heard[of[0]].branches
+        wired = wires(method.parameters, layers, loss.options, catalogue.derived(), catalogue.views(), counts)
+        _check_roles(wired, method)
+        for layer_names in [theirs[t] for t in of] or [()]:
             _check_pairs(wired, loss, own, layer_names)
-        classes = tuple(job.teachers[t].label_map for t in heard)
-        return Plan(name, loss, method, heard, share, wired, aggregate, classes, own)
+        classes = tuple(job.teachers[t].label_map if t in job.teachers else None for t in of)
+        return Plan(name, loss, method, of, share, wired, aggregate, classes, own, late)
 
     if loss.aggregate is not None:
-        if [p for p in method.parameters if p.startswith("teacher")] != ["teacher_logits"]:
+        if [p.name for p in method.signals if p.role in SOURCES] not in (["teacher_logits"], ["peer_logits"]):
             wanted = "a loss whose only signal of a teacher is teacher_logits"
             raise SignalError(f"aggregate: expected {wanted}, got {method.slug}. Leave `aggregate` out.")
         temperature = float(loss.options.get("temperature", 1.0))
         return [plan(teachers, 1.0, Aggregate(_aggregator(loss.aggregate), teachers, tuple(weights.values()), temperature))]
-    if role != "teacher":
+    if role is None or role in LIST_ROLES:
         return [plan(teachers, 1.0)]
     total = sum(weights.values()) or 1.0
     return [plan((t,), weights[t] / total) for t in teachers]
@@ -130,24 +179,25 @@ def _aggregator(name: str) -> str:
 def _layers(loss: Loss, model: str, stages: list[str]) -> tuple[str, ...]:
     """The layers a loss reads of the student, or of a teacher: of its own name where the loss names it, else of all."""
     if isinstance(loss.layers, Mapping):
-        named = loss.layers.get(model, loss.layers.get("teacher", ()) if model != "student" else ())
+        others = loss.layers.get("teacher", loss.layers.get("peer", ()))
+        named = loss.layers.get(model, others if model != "student" else ())
     else:
         named = loss.layers or ()
     return tuple(stages) if tuple(named) == ("stages",) else tuple(named)
 
 
-def _check_roles(wired: tuple[Wire, ...], scheme: str) -> None:
+def _check_roles(wired: tuple[Wire, ...], method: catalogue.Method) -> None:
     for wire in wired:
-        if wire.parameter.role not in ("student", "teacher", "teachers"):
+        if wire.parameter.role not in ("student", "ema", *SOURCES):
             raise SignalError(
-                f"{wire.parameter.name}: expected a signal of student or teacher, got one of {wire.parameter.role} "
-                f"({scheme} scheme). Nothing answers for that role here."
+                f"{wire.parameter.name}: expected a signal of student, ema, teacher or peer, got one of {wire.parameter.role} "
+                f"({method.scheme} scheme). Nothing answers for that role here."
             )
 
 
 def _check_pairs(wired: tuple[Wire, ...], loss: Loss, own: tuple[str, ...], theirs: tuple[str, ...]) -> None:
     roles = {w.parameter.role.rstrip("s") for w in wired if w.parameter.plural}
-    if {"student", "teacher"} <= roles and len(own) != len(theirs):
+    if "student" in roles and roles & {"teacher", "peer"} and len(own) != len(theirs):
         raise SignalError(
             f"layers: expected as many of the student as of the teacher, got {list(own)} and "
             f"{list(theirs)}. Name the pairs: layers={{'student': (...), 'teacher': (...)}}."
@@ -160,16 +210,18 @@ def schedule(text: str) -> Callable[[float], float]:
     """A loss's weight over time, as a factor of the epoch (a float, from 0).
 
     `constant`; `linear(E)`: min(e / E, 1); `sigmoid(E)`: exp(-5 (1 - e/E)^2) up to 1 (Laine and Aila, arXiv:1610.02242);
-    `stop(E)`: 1 before epoch E, 0 from it on; `decay(E)`: from 1 down to 0 at epoch E, linearly.
+    `stop(E)`: 1 before epoch E, 0 from it on; `start(E)`: 0 before epoch E, 1 from it on; `decay(E)`: from 1 down to 0 at
+    epoch E, linearly.
 
     Raises:
         ConfigError: no such schedule.
     """
-    match = re.fullmatch(r"(linear|sigmoid|stop|decay)\((\d+(?:\.\d+)?)\)", text)
+    match = re.fullmatch(r"(linear|sigmoid|stop|start|decay)\((\d+(?:\.\d+)?)\)", text)
     if text == "constant":
         return lambda _: 1.0
     if match is None or float(match.group(2)) <= 0:
-        raise ConfigError(f"schedule: expected constant, linear(E), sigmoid(E), stop(E) or decay(E) with E > 0, got {text!r}.")
+        known = "constant, linear(E), sigmoid(E), stop(E), start(E) or decay(E) with E > 0"
+        raise ConfigError(f"schedule: expected {known}, got {text!r}.")
     kind, length = match.group(1), float(match.group(2))
     if kind == "linear":
         return lambda e: min(e / length, 1.0)
@@ -177,6 +229,8 @@ def schedule(text: str) -> Callable[[float], float]:
         return lambda e: math.exp(-5.0 * (1.0 - e / length) ** 2) if e < length else 1.0
     if kind == "stop":
         return lambda e: 1.0 if e < length else 0.0
+    if kind == "start":
+        return lambda e: 0.0 if e < length else 1.0
     return lambda e: max(1.0 - e / length, 0.0)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from raykd import catalogue, models
-from raykd.config import Network
+from raykd.config import Branching, Network, Student
 from raykd.data.keys import torch_generator
 from raykd.data.normalise import Normalise
 from raykd.errors import ModelError
 from raykd.models.stochastic import check_options, skippable, stochastic, without
 from raykd.parts.derived import derived_signals
-from raykd.signals import VIEWS, Signal, Signals
+from raykd.signals import EMA, ROTATIONS, VIEWS, Signal, Signals
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -47,13 +48,38 @@ def build(spec: Network, facts: Facts, device: torch.device | None = None) -> nn
     if spec.weights == "pretrained":
         model, _ = models.pretrained(spec.model)
     else:
-        model = models.build(spec.model, facts.num_classes, **model_options(spec, facts))
+        model = structured(spec, facts)
         if spec.weights is not None:
-            models.load_weights(model, spec.weights, expect_sha256=spec.weights_sha256)
+            models.load_weights(plain(model), spec.weights, expect_sha256=spec.weights_sha256)
     if spec.dtype == "float64":
         model = model.double()
     model = model.to(device or "cpu")
     return model.to(memory_format=torch.channels_last) if spec.channels_last else model  # type: ignore[call-overload]
+
+
+def structured(spec: Network, facts: Facts) -> nn.Module:
+    """The model without weights from elsewhere, with its branches where it has several."""
+    own = model_options(spec, facts)
+    branching = branching_of(spec)
+    if branching is None:
+        return models.build(spec.model, facts.num_classes, **own)
+
+    def make(**options: Any) -> nn.Module:
+        return models.build(spec.model, facts.num_classes, **own | options)
+
+    settings = {name: value for name, value in dataclasses.asdict(branching).items() if value is not None}
+    return models.branched(make, settings, facts.num_classes, input_shape(spec, facts))
+
+
+def branching_of(spec: Network) -> Branching | None:
+    """How a model has several branches; None where it has one."""
+    branching = spec.branching if isinstance(spec, Student) else None
+    return None if branching is None or branching.kind in (None, "none") else branching
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The model that is deployed: branch 0 of one that has several."""
+    return model.plain if isinstance(model, models.Branched) else model
 
 
 def model_options(spec: Network, facts: Facts) -> dict[str, Any]:
@@ -70,7 +96,8 @@ def input_shape(spec: Network, facts: Facts) -> tuple[int, int, int]:
 
 
 class Tapped:
-    """A model that answers with signals: tapped layers, and what is derived from them, in one forward; a view is another."""
+    """A model that answers with signals: tapped layers of its branches, and what is derived from them; a view is one more
+    forward."""
 
     def __init__(self, spec: Network, model: nn.Module, signals: Iterable[Signal], facts: Facts, device: torch.device) -> None:
         self.model = model
@@ -81,28 +108,41 @@ class Tapped:
         self._functions = derived_signals()
         self._normalise = _normaliser(spec.normalise or facts.normalise, spec.input_size)
         self._channels_last = spec.channels_last
-        layers = {layer for s in self.signals for layer in [self._tap(s)] if layer is not None}
+        self._addresses = {s: self._tap(s) for s in self.signals}
+        layers = {layer for layer in self._addresses.values() if layer is not None}
         self._views = self._found_views(input_shape(spec, facts))
         self._taps = models.Taps(model, sorted(layers))
         self._taps.open()
         self._run = torch.compile(model) if spec.compile else model
 
-    def __call__(self, images: Tensor, key: int | None = None, wanted: Iterable[Signal] | None = None) -> Signals:
+    def __call__(
+        self,
+        images: Tensor,
+        key: int | None = None,
+        wanted: Iterable[Signal] | None = None,
+        views: Iterable[Tensor] = (),
+    ) -> Signals:
         """Signals of uint8 images `[b c h w]`, by key; `logits` are there unless signals of views alone were asked for.
 
         Args:
             images: the batch.
-            key: of the batch: what a view draws follows from it; None leaves signals of views out.
+            key: of the batch: what a view draws follows from it; None leaves signals of views that draw out.
             wanted: some of the tapped signals; None: all.
+            views: where each branch sees its own: the images of branches 1, 2, ...
         """
         asked = self.signals if wanted is None else tuple(wanted)
         inputs = self.inputs(images)
-        plain = [s for s in asked if s.view is None]
         found: Signals = {}
-        if plain or key is None or not self._views:
-            found = self._forward(self._run, inputs, plain)
-        for options, every in self._views.items() if key is not None else ():
-            signals = [s for s in every if s in asked]
+        turned = [s for s in asked if ROTATIONS in s.views]
+        straight = [s for s in asked if s.view is None]
+        drawn = {o: [s for s in every if s in asked] for o, every in self._views.items()} if key is not None else {}
+        if straight or not (turned or any(drawn.values())):
+            found = self._forward(self._run, inputs, straight, [self.inputs(view) for view in views])
+        if turned:
+            four = torch.cat([torch.rot90(inputs, quarter, (2, 3)) for quarter in range(4)])
+            seen = self._forward(self._run, four, turned)
+            found |= {s.key: seen[s.key].unflatten(0, (4, -1)).transpose(0, 1).contiguous() for s in turned}
+        for options, signals in drawn.items():
             if not signals:
                 continue
             blocks = stochastic(self._blocks, torch_generator(key or 0, "stochastic", str(options)), **dict(options))
@@ -111,18 +151,35 @@ class Tapped:
             found |= {s.key: seen[s.key] for s in signals}
         return found
 
-    def _forward(self, run: Callable[[Tensor], Tensor], inputs: Tensor, signals: Iterable[Signal]) -> Signals:
+    def logits(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
+        """Logits `[b c]` of the plain model for uint8 images `[b c h w]`; `model`: of another of the same architecture."""
+        whole = self._run if model is None and not isinstance(self.model, models.Branched) else None
         with self._precision():
-            logits = run(inputs)
+            found: Tensor = (whole or plain(model or self.model))(self.inputs(images))
+        return found
+
+    def branches(self, images: Tensor, model: nn.Module | None = None) -> list[Tensor]:
+        """Logits of every branch."""
+        with self._precision():
+            return list((model or self.model)(self.inputs(images)))
+
+    def _forward(
+        self, run: Callable[..., Any], inputs: Tensor, signals: Iterable[Signal], views: Sequence[Tensor] = ()
+    ) -> Signals:
+        with self._precision():
+            if isinstance(self.model, models.Branched):
+                logits = list(run(inputs, [inputs, *views]) if views else run(inputs))
+            else:
+                logits = [run(inputs)]
         tapped = self._taps.take()
-        return {"logits": logits} | {s.key: self._value(s.kind, s, logits, tapped) for s in signals}
+        return {"logits": logits[0]} | {s.key: self._value(s.kind, s, logits, tapped) for s in signals}
 
     def _found_views(self, shape: tuple[int, int, int]) -> dict[tuple[tuple[str, Any], ...], list[Signal]]:
-        """The options of each view -> its signals; one forward answers them all."""
+        """The options of each view that draws -> its signals; one forward answers them all."""
         found: dict[tuple[tuple[str, Any], ...], list[Signal]] = {}
         for signal in self.signals:
-            if signal.view is not None:
-                own = tuple((name, value) for name, value in signal.options if name in catalogue.views()[signal.view])
+            for view in (v for v in signal.views if v in VIEWS):
+                own = tuple((name, value) for name, value in signal.options if name in catalogue.views()[view])
                 check_options(**dict(own))
                 found.setdefault(own, []).append(signal)
         self._blocks = skippable(self.model, shape) if found else []
@@ -141,23 +198,27 @@ class Tapped:
 
     def _tap(self, signal: Signal) -> str | None:
         kind = self._base(signal.kind)
-        if signal.view not in (None, *VIEWS) or kind == "input_grad":
-            raise ModelError(f"Signal {signal.key!r}: extra views, heads and input gradients are not tapped by this scheme.")
-        return {"feature": signal.layer, "embedding": "embedding"}.get(kind)
+        if EMA in signal.views or kind == "input_grad":
+            raise ModelError(f"Signal {signal.key!r}: an averaged copy and input gradients are not tapped by this scheme.")
+        layer = {"feature": signal.layer, "embedding": "embedding"}.get(kind)
+        if layer is None or not isinstance(self.model, models.Branched):
+            return layer
+        return self.model.path(signal.branch, layer)
 
     def _base(self, kind: str) -> str:
         while kind in self._known:
             kind = self._known[kind].parent
         return kind
 
-    def _value(self, kind: str, signal: Signal, logits: Tensor, tapped: Mapping[str, Tensor]) -> Tensor:
+    def _value(self, kind: str, signal: Signal, logits: list[Tensor], tapped: Mapping[str, Tensor]) -> Tensor:
         if kind in self._known:
             parent = self._value(self._known[kind].parent, signal, logits, tapped)
             own = {name: value for name, value in signal.options if name in self._known[kind].options}
             return self._functions[kind](parent, **own)
         if kind == "logits":
-            return logits
-        return tapped["embedding" if kind == "embedding" else str(signal.layer)]
+            return logits[signal.branch]
+        found = tapped[str(self._addresses[signal])]
+        return found.flatten(1) if kind == "embedding" else found
 
     def close(self) -> None:
         """Removes the hooks."""

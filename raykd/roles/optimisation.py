@@ -27,7 +27,7 @@ def optimizer(training: Training, modules: Iterable[nn.Module]) -> torch.optim.O
     Raises:
         ConfigError: no such optimizer, or it refuses an option.
     """
-    parameters = list(dict.fromkeys(p for m in modules for p in m.parameters() if p.requires_grad))
+    parameters = list(dict.fromkeys(p for m in modules for p in trained(m) if p.requires_grad))
     decayed = [p for p in parameters if training.decay_norms or p.ndim > 1]
     plain = [p for p in parameters if not (training.decay_norms or p.ndim > 1)]
     groups = [{"params": decayed, "weight_decay": training.weight_decay}] if decayed else []
@@ -43,6 +43,12 @@ def optimizer(training: Training, modules: Iterable[nn.Module]) -> torch.optim.O
     if unknown:
         raise ConfigError(f"training.optimizer_options: {name} has no {unknown[0]!r}. {near(unknown[0], accepted)}")
     return make(groups, **options | dict(training.optimizer_options))
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module but for those of parts that update themselves (`own_update`)."""
+    apart = {p for m in module.modules() if getattr(m, "own_update", False) for p in m.parameters()}
+    return [p for p in module.parameters() if p not in apart]
 
 
 def _timm_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:

@@ -55,7 +55,7 @@ class Teacher:
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Logits `[b c]` of uint8 images `[b c h w]`."""
-        return self.tapped(images)["logits"]
+        return self.tapped.logits(images)
 
 
 class Committee:

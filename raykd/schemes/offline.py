@@ -6,8 +6,9 @@
              student forward, losses, backward ──sum of gradients──> the other workers
              optimizer step; every so often: checkpoint, evaluation
 
-`learn` is the whole of one worker. It runs in the driver's process (local backend), in Ray Train workers and in actor groups
-alike; with more than one worker the host has set up torch.distributed.
+`learn` is the whole of one worker; `learning` is the same as a generator, which pauses where the student exchanges signals
+with its peers (raykd/schemes/online.py). It runs in the driver's process (local backend), in Ray Train workers and in actor
+groups alike; with more than one worker the host has set up torch.distributed.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import json
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -29,24 +30,100 @@ from torch import Tensor
 
 from raykd.config import Job
 from raykd.data.batches import Plan as Order
-from raykd.data.batches import evaluation_batches, make_batch, recipe
+from raykd.data.batches import batch_of, evaluation_batches, recipe
 from raykd.data.loader import Loader
 from raykd.data.sets import DataSet
 from raykd.data.splits import has_split, open_data
 from raykd.errors import Interrupted, LostError
 from raykd.exchange.sources import Pending, Source
+from raykd.models import Branched
 from raykd.roles import checkpoints
-from raykd.roles.evaluator import Accuracy, evaluate
+from raykd.roles.evaluator import Accuracy, evaluate, evaluate_branches
 from raykd.roles.learner import Learner
 from raykd.roles.losses import Plan
-from raykd.roles.network import Facts, pick_device
+from raykd.roles.network import Facts, branching_of, pick_device, plain
 from raykd.roles.optimisation import all_sum, world_size
 from raykd.roles.recorder import Recorder, read
 from raykd.roles.teacher import check_finite
-from raykd.signals import Signals
+from raykd.signals import Signal, Signals
 
 Batch = Mapping[str, Tensor]
 PROBE = "probe.json"  # shapes of the teachers' signals
+
+
+class Link(Protocol):
+    """What a student keeps of its peers between steps."""
+
+    drop: bool  # whether the training goes on without a peer that is lost
+
+    def meets(self, step: int) -> bool:
+        """Whether there is an exchange at this step."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state()`."""
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Neighbour -> what was exchanged with it."""
+
+    def close(self) -> None:
+        """Leaves its peers."""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """How a student meets its peers.
+
+    Attributes:
+        link: to them.
+        published: signals they ask of it.
+        margin: steps after which all of them have heard that one was asked to stop.
+        at: step of the checkpoint that all of them have; None: each begins with its newest.
+        rejoin: step at which it joins the others again, with the weights of its newest checkpoint; None: that checkpoint's.
+    """
+
+    link: Link
+    published: tuple[Signal, ...]
+    margin: int = 0
+    at: int | None = None
+    rejoin: int | None = None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a student has at an exchange, before the update of `step`; -1 is the probe before the training.
+
+    Attributes:
+        step: of the run.
+        version: optimizer steps behind its weights.
+        signals: what its peers ask of it.
+        batch: that it is learning from.
+        weights: of the student, as it is now.
+        stop_at: it ends before this step.
+    """
+
+    step: int
+    version: int
+    signals: Signals
+    batch: Batch
+    weights: Mapping[str, Tensor]
+    stop_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a student gets at an exchange: its peers' signals, the versions behind them, who is lost, and when they end."""
+
+    answers: Mapping[str, Signals] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+    stop_at: int | None = None
+    waited: float = 0.0
+
+
+Learning = Generator[Offer, Said, Any]
 
 
 @dataclass(frozen=True)
@@ -60,6 +137,7 @@ class Setting:
         should_stop: asked before every step; True ends the training after a checkpoint.
         on_eval: told by rank 0, after each evaluation and the checkpoint that follows it: epoch, step, top1, top5, count, and
             the checkpoint's folder.
+        meeting: how the student meets its peers; None: it has none.
     """
 
     plans: list[Plan]
@@ -67,10 +145,11 @@ class Setting:
     folder: Path
     should_stop: Callable[[], bool] = lambda: False
     on_eval: Callable[[dict[str, Any]], None] | None = None
+    meeting: Meeting | None = None
 
 
 def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], setting: Setting) -> dict[str, Any]:
-    """Trains the student on one worker; resumes from the newest committed checkpoint of the run folder.
+    """Trains a student without peers on one worker; resumes from the newest committed checkpoint of the run folder.
 
     Args:
         rank: of this worker.
@@ -85,32 +164,80 @@ def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], settin
     Raises:
         Interrupted: a stop was asked for; a checkpoint was written. DivergenceError, SourceError: as their docs say.
     """
+    found: dict[str, Any] = alone(learning(rank, world, job, sources, setting))
+    return found
+
+
+def learning(rank: int, world: int, job: Job, sources: Mapping[str, Source], setting: Setting) -> Learning:
+    """`learn` of a student that may have peers: yields an Offer at each exchange and is sent what was Said."""
     torch.set_num_threads(job.launch.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.launch.tf32
-    train = open_data(job.data, "train", job.seed)
-    size, drop_last = job.training.batch_size or 1, job.training.drop_last
-    views = job.data.augmentation_epochs
-    order = Order(len(train), size, job.seed, drop_last=drop_last, world=world, rank=rank, augmentation_epochs=views)
+    train = open_data(job.data, "train", job.data_seed)
+    order = _order(job, len(train), world, rank)
     device = pick_device(job.launch.device, job.launch.gpus)
-    labels = torch.tensor(train.labels)
-    learner = Learner(job, setting.plans, setting.facts, labels, device, order.steps_per_epoch, rank)
-    first = make_batch(train, order.indices(0, 0), job.data.augmentation, job.seed, 0)
-    lost = _bind(learner, first | recipe(first, 0), sources, setting.folder / PROBE, rank)
+    labels, meeting = torch.tensor(train.labels), setting.meeting
+    published = meeting.published if meeting is not None else ()
+    learner = Learner(job, setting.plans, setting.facts, labels, device, order.steps_per_epoch, rank, published)
+    first = batch_of(train, order, job.data.augmentation, 0, 0)
+    lost = yield from _bind(learner, first | recipe(first, 0), sources, setting.folder / PROBE, rank)
     places = setting.folder / "checkpoints"
-    step = _of_rank_0(checkpoints.newest(places))
+    step = _of_rank_0(checkpoints.newest(places, most=meeting.at if meeting is not None else None))
+    lag = 0
     if step is not None:
-        learner.load_state(checkpoints.load(places, step, rank, world))
+        state = checkpoints.load(places, step, rank, world)
+        learner.load_state(state)
+        lag = int(state.get("lag", 0))
+        if meeting is not None:
+            meeting.link.load_state(state.get("peers", {}))
+    if rank == 0 and step is not None and meeting is not None:
+        checkpoints.forget(places, after=step)
     recorder = Recorder(setting.folder / "metrics.jsonl", learner.step_count) if rank == 0 else None
+    if meeting is not None and meeting.rejoin is not None and meeting.rejoin > learner.step_count:
+        if recorder is not None:
+            recorder.write("rejoined", meeting.rejoin, version=learner.step_count - lag)
+        lag += meeting.rejoin - learner.step_count
+        learner.step_count = meeting.rejoin
     try:
-        return _Run(rank, world, job, sources, setting, train, order, learner, recorder).all(lost)
+        found = yield from _Run(rank, world, job, sources, setting, train, order, learner, recorder, lag=lag).all(lost)
+        return found
     finally:
         if recorder is not None:
             recorder.close()
         for source in sources.values():
             source.close()
+        if meeting is not None:
+            meeting.link.close()
 
 
-def _bind(learner: Learner, batch: Batch, sources: Mapping[str, Source], kept: Path, rank: int) -> list[str]:
+def alone(running: Generator[Any, Any, Any]) -> Any:
+    """Runs to the end a training that never pauses."""
+    try:
+        next(running)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("a student without peers paused for an exchange")
+
+
+def _order(job: Job, samples: int, world: int, rank: int) -> Order:
+    """Which samples this worker sees, and in which views."""
+    training, data = job.training, job.data
+    branching = branching_of(job.student)
+    return Order(
+        samples,
+        training.batch_size or 1,
+        job.data_seed,
+        drop_last=training.drop_last,
+        world=world,
+        rank=rank,
+        augmentation_epochs=data.augmentation_epochs,
+        first_view=data.view,
+        views=(branching.count or 2) if branching is not None and branching.views == "own" else 1,
+    )
+
+
+def _bind(
+    learner: Learner, batch: Batch, sources: Mapping[str, Source], kept: Path, rank: int
+) -> Generator[Offer, Said, list[str]]:
     """The probe: one real batch through every teacher and the student, before the first step of this start.
 
     Names the sources that were lost before it and that the training may go on without. Their parts are built from the shapes
@@ -139,8 +266,27 @@ def _bind(learner: Learner, batch: Batch, sources: Mapping[str, Source], kept: P
     if rank == 0 and not lost:
         shapes_of_all = {n: {t: {k: list(v.shape) for k, v in f.items()} for t, f in own.items()} for n, own in signals.items()}
         kept.write_text(json.dumps(shapes_of_all) + "\n")
-    learner.bind({name: value.to(learner.device) for name, value in batch.items()}, answers)
+    probing = learner.probing({name: value.to(learner.device) for name, value in batch.items()}, answers)
+    yield from _paused(probing, lambda signals: Offer(-1, 0, signals, batch, learner.student.state_dict()))
     return lost
+
+
+def _paused(
+    exchange: Generator[Signals, Mapping[str, Signals], Any],
+    offer: Callable[[Signals], Offer],
+    heard: Callable[[Said], Mapping[str, Signals]] = lambda said: said.answers,
+) -> Learning:
+    """Runs the learner's part of an exchange, which pauses once or not at all."""
+    try:
+        signals = next(exchange)
+    except StopIteration as done:
+        return done.value
+    said = yield offer(signals)
+    try:
+        exchange.send(heard(said))
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("a step has one exchange")
 
 
 @dataclass
@@ -159,9 +305,13 @@ class _Run:
     last: Accuracy | None = None
     best: Mapping[str, Any] | None = None  # of rank 0
     lost: set[str] = field(default_factory=set)  # sources
-    dropped: dict[str, int] = field(default_factory=dict)  # teacher -> the first step without it
+    dropped: dict[str, int] = field(default_factory=dict)  # teacher or peer -> the first step without it
+    branches: list[Accuracy] = field(default_factory=list)  # of the last evaluation, where the student has several; last: all
+    lag: int = 0  # steps that were never trained, as it had left its peers
+    stop_at: int | None = None  # the training ends before this step
+    said: Said = Said()  # of the last exchange
 
-    def all(self, lost: list[str]) -> dict[str, Any]:
+    def all(self, lost: list[str]) -> Learning:
         """All epochs, evaluation, export; without the sources that are `lost` already."""
         training, launch = self.job.training, self.job.launch
         started, first = time.time(), self.learner.step_count
@@ -175,7 +325,7 @@ class _Run:
         with Loader(self.train, self.order, self.job.data.augmentation, start=at, prefetch=ready, processes=beside) as loader:
             while self.learner.step_count < last_step:
                 epoch = self.learner.step_count // self.order.steps_per_epoch
-                self._epoch(loader, epoch, last_step)
+                yield from self._epoch(loader, epoch, last_step)
                 done = self.learner.step_count >= last_step
                 measured = done or (epoch + 1) % training.eval_every == 0
                 if measured:
@@ -187,7 +337,7 @@ class _Run:
                     self._tell(epoch, self.last, tell)
         return self._finish(time.time() - started, self.learner.step_count - first)
 
-    def _epoch(self, loader: Loader, epoch: int, last_step: int) -> None:
+    def _epoch(self, loader: Loader, epoch: int, last_step: int) -> Learning:
         """The steps of an epoch, or what is left of it. Its last checkpoint is the caller's, after the evaluation."""
         if self.learner.step_count % self.order.steps_per_epoch == 0:
             self.learner.on_epoch(epoch)
@@ -198,16 +348,55 @@ class _Run:
         sources = {name: source for name, source in self.sources.items() if name not in self.lost}
         for batch, signals, waited in ahead(batches, sources, self._lose):
             count = self._count(epoch)
-            report = self.learner.step(batch, signals, count, self.setting.should_stop())
+            report = yield from self._step(batch, signals, count)
             now = time.perf_counter()
             self._record(report, epoch, count, waited, now - mark)
             mark = now
+            if report.stop:
+                margin = self.setting.meeting.margin if self.setting.meeting is not None else 0
+                self._end_at(self.learner.step_count + margin)
             if self.learner.step_count >= last_step:
                 return
-            if report.stop or (self.job.training.checkpoint_every and self._due()):
+            ends = self.stop_at is not None and self.learner.step_count >= self.stop_at
+            if ends or (self.job.training.checkpoint_every and self._due()):
                 self._checkpoint()
-            if report.stop:
+            if ends:
                 raise Interrupted(f"Stopped at step {self.learner.step_count}; a checkpoint was written.")
+
+    def _step(self, batch: Batch, signals: Mapping[str, Signals], count: int) -> Learning:
+        """One step of the learner, with an exchange in its middle where there is one."""
+        step, meeting = self.learner.step_count, self.setting.meeting
+        meets = meeting is not None and meeting.link.meets(step)
+        stepping = self.learner.stepping(batch, signals, count, self.setting.should_stop(), exchange=meets)
+
+        def offer(found: Signals) -> Offer:
+            return Offer(step, step - self.lag, found, batch, self.learner.student.state_dict(), self.stop_at)
+
+        self.said = Said()
+        report = yield from _paused(stepping, offer, self._heard)
+        return report
+
+    def _heard(self, said: Said) -> Mapping[str, Signals]:
+        """What its peers have said, without those that a worker of this student has lost."""
+        self.said = said
+        names = sorted({t for plan in self.setting.plans for t in plan.teachers if t not in self.job.teachers})
+        meeting = self.setting.meeting
+        gone = sorted(said.gone)
+        if meeting is not None and meeting.link.drop and self.world > 1 and names:
+            gone = _by_all(set(gone) | (set(names) & set(self.dropped)), names)
+        for peer in gone:
+            if peer not in self.dropped:
+                self.dropped[peer] = self.learner.step_count
+                warnings.warn(f"Peer {peer!r} is lost: step {self.learner.step_count} goes on without it.", stacklevel=2)
+                if self.recorder is not None:
+                    self.recorder.write("dropped", self.learner.step_count, peers=[peer])
+        if said.stop_at is not None:
+            self._end_at(said.stop_at)
+        return {peer: found for peer, found in said.answers.items() if peer not in self.dropped}
+
+    def _end_at(self, step: int) -> None:
+        """The training ends before this step; the earliest that anybody has named counts."""
+        self.stop_at = step if self.stop_at is None else min(step, self.stop_at)
 
     def _lose(self, names: list[str]) -> None:
         """Sources are lost and the training goes on without their teachers."""
@@ -254,7 +443,9 @@ class _Run:
     def _record(self, report: Any, epoch: int, count: int, waited: float, seconds: float) -> None:
         if self.recorder is None:
             return
-        norms = {"grad_norms": report.grad_norms} if report.grad_norms else {}
+        more: dict[str, Any] = {"grad_norms": report.grad_norms} if report.grad_norms else {}
+        if self.setting.meeting is not None:
+            more |= {"peers_wait_s": round(self.said.waited, 6), "versions": dict(self.said.versions)}
         self.recorder.write(
             "step",
             self.learner.step_count,
@@ -265,13 +456,15 @@ class _Run:
             images=count,
             wait_s=round(waited, 6),
             step_s=round(seconds, 6),
-            **norms,
+            **more,
         )
 
     def _evaluate(self, epoch: int) -> None:
         accuracy = self.last = self._accuracy("eval")
         if self.recorder is not None and accuracy is not None:
-            record = {"epoch": epoch, **_as_dict(accuracy)}
+            record: dict[str, Any] = {"epoch": epoch, **_as_dict(accuracy)}
+            if self.branches:
+                record["branches"] = [_as_dict(found) for found in self.branches]
             self.recorder.write("eval", self.learner.step_count, **record)
             if self.best is None or accuracy.top1 > self.best["top1"]:
                 self.best = record
@@ -280,26 +473,43 @@ class _Run:
     def _accuracy(self, split: str) -> Accuracy | None:
         if not has_split(self.job.data, split):
             return None
-        dataset = open_data(self.job.data, split, self.job.seed)
+        dataset = open_data(self.job.data, split, self.job.data_seed)
         self.learner.settle()
-        model = self.learner.evaluated_model().eval()
-        tapped = self.learner.tapped
+        model, tapped = self.learner.evaluated_model(), self.learner.tapped
+        modes = {m: m.training for m in model.modules()}
+        model.eval()
         batches = evaluation_batches(dataset, max(self.job.training.batch_size or 1, 128), rank=self.rank, world=self.world)
-        if model is self.learner.student:
-            return evaluate(lambda x: tapped(x)["logits"], batches)
-        return evaluate(lambda x: model(tapped.inputs(x)), batches)
+        branching, other = branching_of(self.job.student), model if model is not self.learner.student else None
+        if branching is None or not isinstance(model, Branched):
+            found = [evaluate(lambda x: tapped.logits(x, other), batches)]
+        else:
+            same = branching.kind in ("split", "widths") or (branching.kind == "exits" and branching.classes == 1)
+            found = evaluate_branches(lambda x: tapped.branches(x, other), batches, model.count if same else 1)
+            self.branches = found
+        for module, mode in modes.items():
+            module.training = mode
+        return found[0]
 
     def _export(self, name: str) -> None:
-        model = self.learner.evaluated_model()
-        save_file({k: v.contiguous().cpu().clone() for k, v in model.state_dict().items()}, self.setting.folder / name)
+        model = plain(self.learner.evaluated_model())
+        _save(model.state_dict(), self.setting.folder / name)
+
+    def _export_branches(self) -> None:
+        """Branches 1, 2, ... that are whole models, each as the plain model it is."""
+        model, branching = self.learner.evaluated_model(), branching_of(self.job.student)
+        if isinstance(model, Branched) and branching is not None and branching.kind == "split":
+            for i in range(1, model.count):
+                _save(model.state_of(i), self.setting.folder / f"student_branch{i}.safetensors")
 
     def _checkpoint(self) -> None:
+        meeting = self.setting.meeting
+        beside = {"peers": meeting.link.state(), "lag": self.lag} if meeting is not None else {}
         checkpoints.save(
             self.setting.folder / "checkpoints",
             self.learner.step_count,
             self.rank,
             self.world,
-            self.learner.state(),
+            self.learner.state() | beside,
             _barrier,
             self.job.training.keep_checkpoints,
         )
@@ -316,8 +526,14 @@ class _Run:
             "exchange": _exchanged(self.sources),
             "dropped": self.dropped,
         }
+        if self.branches:
+            *each, together = [_as_dict(found) for found in self.branches]
+            result["branches"] = {"each": each, "ensemble": together, "split": "test" if test else "eval"}
+        if self.setting.meeting is not None:
+            result["edges"] = self.setting.meeting.link.stats()
         if self.rank == 0:
             self._export("student.safetensors")
+            self._export_branches()
             best = self.best
             result["best"] = {k: best[k] for k in ("top1", "top5", "count", "epoch")} if best else None
         return result
@@ -387,6 +603,10 @@ def _by_all(gone: set[str], names: list[str]) -> list[str]:
     """Sources that any worker has lost, known to all."""
     flags = all_sum(torch.tensor([float(name in gone) for name in names]))
     return [name for name, flag in zip(names, flags.tolist()) if flag]
+
+
+def _save(state: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: value.contiguous().cpu().clone() for name, value in state.items()}, path)
 
 
 def _barrier() -> None:

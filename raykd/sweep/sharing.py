@@ -210,7 +210,7 @@ def concurrent(job: Job, share: str, nodes: Mapping[str, Mapping[str, float]], m
 def one_trial(job: Job, known: Facts) -> int:
     """Images that live teachers compute for one whole trial, all teachers together."""
     training = job.training
-    order = Order(known.num_samples, training.batch_size or 1, job.seed, drop_last=training.drop_last)
+    order = Order(known.num_samples, training.batch_size or 1, job.data_seed, drop_last=training.drop_last)
     images = sum(len(order.global_batch(0, step)) for step in range(order.steps_per_epoch))
     return images * (training.epochs or 1) * len(job.teachers)
 

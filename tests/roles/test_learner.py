@@ -114,14 +114,14 @@ def test_clipping(share):
 
 
 def test_the_averaged_copy_follows_its_recurrence():
-    """The first update copies the student; from then on copy = d * copy + (1 - d) * student, batch-norm statistics too."""
+    """It begins as a copy; copy = d * copy + (1 - d) * student after each step, batch-norm statistics too."""
     made = small.job({}, training={"ema": 0.75, "evaluate": "ema"}, student={"norm": True})
     learner, taught = small.learner(made)
-    expected = None
+    expected = {n: v.clone() for n, v in learner.student.state_dict().items() if v.is_floating_point()}
     for step in range(3):
         small.step(learner, taught, small.batch(step))
         now = {n: v.clone() for n, v in learner.student.state_dict().items() if v.is_floating_point()}
-        expected = now if expected is None else {n: 0.75 * expected[n] + 0.25 * v for n, v in now.items()}
+        expected = {n: 0.75 * expected[n] + 0.25 * v for n, v in now.items()}
         copy = learner.evaluated_model().state_dict()
         for name, value in expected.items():
             torch.testing.assert_close(copy[name], value, rtol=1e-12, atol=1e-12)

@@ -28,7 +28,7 @@ def weighs(student_logits, *, weight: float = 2.0):
     return student_logits.new_full((2,), weight)
 
 def masked(student_logits, mask): ...
-def from_ema(student_logits, ema_logits): ...
+def from_before(student_logits, previous_logits): ...
 def from_many(student_logits, teachers_logits): ...
 def student_only(student_logits): ...
 
@@ -148,7 +148,7 @@ def test_a_loss_of_the_student_alone_listens_to_nobody():
             "losses.fitnet: student_feature: expected exactly one",
         ),
         ({"at": Loss("at", layers={"student": ("stage1",)})}, ("a",), "teacher_attentions: expected at least one layer"),
-        ({"x": Loss("example_losses:from_ema")}, ("a",), "losses.x: ema_logits: expected a signal of student or teacher"),
+        ({"x": Loss("example_losses:from_before")}, ("a",), "losses.x: previous_logits: expected a signal of student, ema"),
         (
             {"kd": Loss("kd", aggregate="mean_prob")},
             ("a", "b"),
