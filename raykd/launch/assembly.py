@@ -168,13 +168,25 @@ def local_sources(job: Job, found: list[Plan], known: Facts, pickled: bool) -> d
 def with_stage_weights(job: Job, folders: Mapping[str, Path]) -> Job:
     """Replaces `weights="stage:<name>"` by the file that stage wrote; stages that have not run yet stay as they are."""
     teachers = {name: _from_stage(spec, folders) for name, spec in job.teachers.items()}
-    return dataclasses.replace(job, teachers=teachers, student=_from_stage(job.student, folders))
+    peers = {name: _from_stage(spec, folders) for name, spec in job.peers.items()}
+    return dataclasses.replace(job, teachers=teachers, peers=peers, student=_from_stage(job.student, folders))
 
 
 def _from_stage(spec: Any, folders: Mapping[str, Path]) -> Any:
-    if spec.weights is None or not spec.weights.startswith(STAGE) or spec.weights[len(STAGE) :] not in folders:
+    stage, peer = stage_of(spec.weights)
+    if stage is None or stage not in folders:
         return spec
-    return dataclasses.replace(spec, weights=str(folders[spec.weights[len(STAGE) :]] / "student.safetensors"))
+    place = folders[stage] / "peers" / peer if peer else folders[stage]
+    return dataclasses.replace(spec, weights=str(place / "student.safetensors"))
+
+
+def stage_of(weights: str | None) -> tuple[str | None, str]:
+    """`stage:<name>` or, of a stage with peers, `stage:<name>/<peer>`: the stage, None where weights are something else; the
+    peer."""
+    if weights is None or not weights.startswith(STAGE):
+        return None, ""
+    stage, _, peer = weights[len(STAGE) :].partition("/")
+    return stage, peer
 
 
 def _restore(job: Job, spec: Teacher) -> Any:

@@ -316,10 +316,17 @@ def _weights_fit(stages: Mapping[str, Job], spec: Network, known: Facts) -> None
         model = models.build(spec.model, known.num_classes, **model_options(spec, known))
         models.load_weights(model, str(spec.weights), expect_sha256=spec.weights_sha256)
         return
-    stage = stages.get(str(spec.weights)[len(assembly.STAGE) :])
-    if stage is None or _shapes(spec, known) == _shapes(stage.student, assembly.facts(stage)):
+    name, peer = assembly.stage_of(spec.weights)
+    stage = stages.get(str(name))
+    if stage is None:
         return
-    trained, got = (f"{s.model} {dict(s.options) or ''}".strip() for s in (stage.student, spec))
+    if peer not in (stage.peers or ("",)):
+        wanted = f"'stage:{name}/<peer>' of {', '.join(stage.peers)}" if stage.peers else f"'stage:{name}', which has no peers"
+        raise ValueError(f"expected {wanted}, got {spec.weights!r}. Name one.")
+    taught: Network = stage.peers[peer] if peer else stage.student
+    if _shapes(spec, known) == _shapes(taught, assembly.facts(stage)):
+        return
+    trained, got = (f"{s.model} {dict(s.options) or ''}".strip() for s in (taught, spec))
     raise ValueError(f"expected the model that {spec.weights} trains, {trained}, got {got}. Make them equal.")
 
 

@@ -322,8 +322,7 @@ def weights(job: Job, beside: tuple[str, ...] = ()) -> list[str]:
             found.append(f"{path}.weights_sha256: expected a file of weights to compare with, got weights={spec.weights!r}.")
         if spec.weights == "pretrained" and spec.options:
             found.append(f"{path}.options: published weights come with the model as published. Leave options out.")
-        if (spec.weights or "").startswith(assembly.STAGE):
-            stage = str(spec.weights)[len(assembly.STAGE) :]
-            if stage not in stages:
-                found.append(f"{path}.weights: no stage {stage!r} in this job, or before it. {near(stage, stages)}")
+        stage, _ = assembly.stage_of(spec.weights)
+        if stage is not None and stage not in stages:
+            found.append(f"{path}.weights: no stage {stage!r} in this job, or before it. {near(stage, stages)}")
     return found

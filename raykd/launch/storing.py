@@ -204,6 +204,10 @@ def planned(job: Job, folder: Path, epochs: int | None, rows: int | None, heard:
         for n, t in seen.job.teachers.items()
         if (t.weights or "").startswith(assembly.STAGE)
     ]
+    if job.peers:
+        staged.append(
+            "peers: a store keeps what frozen teachers say to one student, this job has peers. Use a job of one student."
+        )
     if not job.teachers:
         staged.append("teachers: a store keeps what teachers say, and the job has none. Add one.")
     if staged or seen.faults:

@@ -18,7 +18,7 @@ from raykd.data.normalise import Normalise
 from raykd.errors import ModelError
 from raykd.models.stochastic import check_options, skippable, stochastic, without
 from raykd.parts.derived import derived_signals
-from raykd.signals import EMA, ROTATIONS, VIEWS, Signal, Signals
+from raykd.signals import ROTATIONS, VIEWS, Signal, Signals
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -198,8 +198,8 @@ class Tapped:
 
     def _tap(self, signal: Signal) -> str | None:
         kind = self._base(signal.kind)
-        if EMA in signal.views or kind == "input_grad":
-            raise ModelError(f"Signal {signal.key!r}: an averaged copy and input gradients are not tapped by this scheme.")
+        if not set(signal.views) <= {ROTATIONS, *VIEWS} or kind == "input_grad":
+            raise ModelError(f"Signal {signal.key!r}: averaged copies, extra views and input gradients are not tapped here.")
         layer = {"feature": signal.layer, "embedding": "embedding"}.get(kind)
         if layer is None or not isinstance(self.model, models.Branched):
             return layer

@@ -46,6 +46,8 @@ def found(job: Job, space: Space, plan: Plan, planned: list[Trial], nodes: Mappi
     """
     base = inspect(job).faults
     told = list(base)
+    if job.peers:
+        told.append("peers: a sweep searches jobs of one student, this one has several. Search with one, then run the peers.")
     told += [fault for path, domain in space.items() for fault in _path(job, path, domain, plan, not base)]
     told += _plan(job, space, plan)
     if not told:

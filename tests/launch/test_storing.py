@@ -357,6 +357,7 @@ def test_a_teacher_that_is_not_finite_makes_no_store(real_data, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_on_ray_the_files_are_the_same_and_so_is_the_training(real_data, whole, reference, tmp_path, ray_cluster):
     settings = {"launch.backend": "ray", "teachers.big.replicas": 2}
     result = storing.build(small(real_data, **settings), tmp_path / "store", 2, rows=ROWS)

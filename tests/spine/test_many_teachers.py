@@ -80,7 +80,8 @@ def test_local(name, reference, real_data, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["two share", pytest.param("all share, two replicas, recipes", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["two share", "all share, two replicas, recipes"])
+@pytest.mark.slow
 def test_on_ray(name, reference, real_data, tmp_path, ray_cluster):
     both = {f"teachers.r{d}.{key}": value for d in FILES for key, value in {"inputs": "recipe", "replicas": 2}.items()}
     settings = {"two share": SHARED, "all share, two replicas, recipes": ALL | both}

@@ -22,6 +22,7 @@ ON_RAY = {
     "three replicas, recipes": RAY | {"teachers.big.replicas": 3, "teachers.big.inputs": "recipe"},
     "actor group": RAY | {"launch.host": "actors"},
 }
+IN_EVERY_RUN = ("three replicas, recipes", "actor group")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_local_placements(name, reference, real_data, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ON_RAY)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in IN_EVERY_RUN else [pytest.mark.slow]) for n in ON_RAY])
 def test_ray_placements(name, reference, real_data, tmp_path, ray_cluster):
     go(cifar(real_data, **ON_RAY[name]), tmp_path / "run")
     assert trace(tmp_path / "run") == reference

@@ -70,6 +70,7 @@ def test_sigkill_and_resume(name, real_data, tmp_path, ray_cluster):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_worker_recovers_by_itself(real_data, tmp_path, ray_cluster):
     go(cifar(real_data, **THREE), tmp_path / "whole")
 
