@@ -23,8 +23,8 @@ def has_split(spec: Data, split: str) -> bool:
 def open_data(spec: Data, split: str, seed: int | None = None) -> DataSet:
     """Opens a split: `limit` and `per_class` cut the training set, `eval_limit` the others; `noisy_labels` spoils its labels.
 
-    `shard` takes every n-th sample of what is left. With `holdout`, that share of the training set is the split `holdout`, with its labels as they are, and `train` is the rest,
-    with positions of its own.
+    With `holdout`, that share of the training set is the split `holdout`, with its labels as they are, and `train` is the rest,
+    with positions of its own. `shard` takes every n-th sample of what is left.
 
     Args:
         spec: the job's data.

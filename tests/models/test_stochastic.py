@@ -193,7 +193,7 @@ def test_wiring():
     assert method.defaults()["drop_rate"] == 0.2
     with pytest.raises(SignalError, match="expected the view stochastic of a teacher, got it of student"):
         wires(("student_logits_stochastic",), {}, {}, catalogue.derived(), catalogue.views())
-    with pytest.raises(ModelError, match="not tapped by this scheme"):
+    with pytest.raises(ModelError, match="not tapped here"):
         tapped([Signal("logits", None, (), "rot90")])
     with pytest.raises(ConfigError, match="drop_rate"):
         tapped([signals(drop_rate=2.0)[1]])
