@@ -22,7 +22,7 @@ from raykd.signals import BASE_KINDS, PLAIN_NAMES, SOURCES, VIEWS, Derived, Para
 
 PACKAGE = Path(__file__).parent
 RESERVED = ("weight", "ce_weight", "schedule")
-HOOKS = ("prepare", "before_forward", "step", "on_epoch", "views", "stages")
+HOOKS = ("prepare", "before_forward", "after_forward", "step", "on_epoch", "views", "stages")
 
 
 class REQUIRED:  # a class, so that it is the same object after a pickle's journey

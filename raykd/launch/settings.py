@@ -22,7 +22,7 @@ from raykd.roles.optimisation import optimizer, rate
 from raykd.signals import EMA, SOURCES
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
-HEARD = ("prepare", "on_epoch", "stages", "before_forward", "step")  # hooks that the offline scheme calls
+HEARD = ("prepare", "on_epoch", "stages", "before_forward", "after_forward", "step")  # hooks that a scheme calls
 SCHEMES = ("offline", "online")
 SHARED = ("replicas", "inputs", "resources", "max_restarts", "on_loss", "codec")  # settings of an actor, not of a teacher
 
@@ -134,7 +134,7 @@ def _together(name: str, loss: Loss, method: catalogue.Method, job: Job) -> list
             f"losses.{name}: {method.slug} reads labels, which {', '.join(maps)} knows only in part (label_map). "
             f"Use a loss of logits alone, or name other teachers in losses.{name}.teachers."
         )
-    hooks = {"step", "before_forward"} & set(method.hooks)
+    hooks = {"step", "before_forward", "after_forward"} & set(method.hooks)
     if hooks and job.training.accumulate > 1:
         found.append(f"training.accumulate: {method.slug} needs the whole batch of a step at once. Set it to 1.")
     doubled = sorted({t for t in loss.teachers if loss.teachers.count(t) > 1})
@@ -238,7 +238,7 @@ def _modes(job: Job, methods: Mapping[str, catalogue.Method]) -> list[str]:
         found.append("training.accumulate: peers exchange whole batches. Set it to 1.")
     for name, m in methods.items():
         late = m.teacher_role is not None and SOURCES[m.teacher_role] == "peers"
-        if late and "before_forward" in m.hooks:
+        if late and {"before_forward", "step"} & set(m.hooks):
             found.append(f"losses.{name}: {m.slug} needs its teachers before the student's forward; peers answer after it.")
     return found
 

@@ -246,7 +246,10 @@ class Learner:
             said = yield self._publish(student, ema)
             self._reseed("step", "late")
             signals = {**signals, **_moved(said, self.device)}
-        heard = early | self._late(signals, batch, student, ema)
+        heard = early | self._late(signals, batch)
+        for label, own in heard.items():
+            if own is not None:
+                self.losses[label].after_forward(self, batch, {"student": student, "ema": ema} | own.roles)
         count = len(batch["labels"])
         terms = {}
         if self.job.ce_weight:
@@ -264,19 +267,13 @@ class Learner:
             raise ConfigError("ce_weight: 0 without any other loss leaves nothing to learn from. Set it, or add a loss.")
         return terms
 
-    def _late(
-        self, signals: TeacherSignals, batch: Mapping[str, Tensor], student: Signals, ema: Signals
-    ) -> dict[str, Heard | None]:
-        """What the losses hear that had to wait for the student's forward, after their own updates; None where a loss listens
-        to peers and none of them has said anything."""
+    def _late(self, signals: TeacherSignals, batch: Mapping[str, Tensor]) -> dict[str, Heard | None]:
+        """What the losses hear that had to wait for the student's forward; None where a loss listens to peers and none of
+        them has said anything."""
         plans = [loss.plan for loss in self.losses.values() if loss.plan.late]
         said = [p for p in plans if not p.teachers or any(t in signals for t in p.teachers)]
         answers = with_aggregates(said, signals, batch, self.job.data_seed)
-        heard = {p.label: hear(p, self.plans, answers) if p in said else None for p in plans}
-        for label, own in heard.items():
-            if own is not None:
-                self.losses[label].step(self, batch, {"student": student, "ema": ema} | own.roles)
-        return heard
+        return {p.label: hear(p, self.plans, answers) if p in said else None for p in plans}
 
     def _forward(self, batch: Mapping[str, Tensor], heard: Mapping[str, Heard | None]) -> Signals:
         """The student's signals, with what methods put into its layers for this forward."""

@@ -371,6 +371,11 @@ class BoundLoss(nn.Module):
         if "step" in self.plan.method.hooks:
             self.plan.method.imported().step(self._called(), learner, batch, signals)
 
+    def after_forward(self, learner: Any, batch: Mapping[str, Tensor], signals: Mapping[str, Any]) -> None:
+        """Runs the method's `after_forward`, an update of its own (a critic's), between the student's forward and the loss."""
+        if "after_forward" in self.plan.method.hooks:
+            self.plan.method.imported().after_forward(self._called(), learner, batch, signals)
+
     def before_forward(self, modify: Callable[[int, Callable[[Tensor], Tensor]], None], signals: Mapping[str, Any]) -> None:
         """Runs the method's `before_forward`, which may replace outputs of the student's layers in the coming forward."""
         if "before_forward" in self.plan.method.hooks:

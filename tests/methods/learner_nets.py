@@ -11,6 +11,7 @@ class Tappable(tracing.TinyNet):
     def __init__(self, widths, strides, classes):
         super().__init__(widths, strides, classes)
         self.relus = nn.ModuleList(nn.ReLU() for _ in widths)
+        self.stage3.bias.data.abs_()  # no sample's embedding is zero
 
     def layer_aliases(self):
         return {f"stage{i + 1}": f"relus.{i}" for i in range(3)} | {"embedding": "classifier:in"}
@@ -21,9 +22,9 @@ class Tappable(tracing.TinyNet):
         return self.classifier(torch.mean(images, (2, 3)))
 
 
-def student(num_classes, strides=(1, 2, 2)):
+def student(num_classes, strides=(1, 2, 2), widths=tracing.STUDENT_WIDTHS):
     assert num_classes == tracing.CLASSES
-    return Tappable(tracing.STUDENT_WIDTHS, strides, num_classes)
+    return Tappable(widths, strides, num_classes)
 
 
 def teacher(num_classes, widths=tracing.TEACHER_WIDTHS[0], strides=(1, 2, 2)):

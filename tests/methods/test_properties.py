@@ -7,6 +7,12 @@ from raykd.errors import ConfigError, SignalError
 from raykd.methods.feature.at import at_loss
 from raykd.methods.feature.fitnet import Module as FitNet
 from raykd.methods.feature.vid import Module as VID
+from raykd.methods.online.cl import cl_loss
+from raykd.methods.online.codistillation import codistillation_loss
+from raykd.methods.online.dcml import dcml_loss
+from raykd.methods.online.dml import dml_loss
+from raykd.methods.online.kdcl import kdcl_loss
+from raykd.methods.online.one import one_loss
 from raykd.methods.relation.rkd import rkd_loss
 from raykd.methods.relation.sp import sp_loss
 from raykd.methods.response.dist import dist_loss
@@ -112,3 +118,49 @@ def test_modules_name_what_does_not_fit(kind):
 def test_fitnet_knows_two_regressors():
     with pytest.raises(ConfigError, match="regressor: expected"):
         FitNet((3, 8, 8), (3, 8, 8), regressor="linear")
+
+
+def test_dml_and_codistillation_with_one_peer_teach_the_same():
+    """Cross-entropy and KL differ by the peer's entropy, which no gradient sees (arXiv:1706.00384, arXiv:1804.03235)."""
+    student, peer = logits(5, 4)
+    student.requires_grad_()
+    kl, ce = dml_loss(student, peer), codistillation_loss(student, [peer])
+    entropy = -(peer.softmax(1) * peer.log_softmax(1)).sum(1)
+    torch.testing.assert_close(ce - kl, entropy)
+    torch.testing.assert_close(*(torch.autograd.grad(value.sum(), student)[0] for value in (kl, ce)))
+
+
+def test_two_heads_that_learn_from_each_other_are_two_peers():
+    """Of two heads, the mean of the others is the other head (arXiv:1805.11761); each is the student of one edge of dml."""
+    first, second = logits(5, 4)
+    labels, temperature = torch.arange(5) % 4, 3.0
+    heads = cl_loss([first, second], labels, 0, mode="okddip", temperature=temperature, ramp_epochs=0.0)["soft"]
+    edges = dml_loss(first, second, temperature=temperature) + dml_loss(second, first, temperature=temperature)
+    torch.testing.assert_close(heads, edges)
+
+
+def test_dcml_of_all_pairs_is_same_and_cross():
+    own, theirs = ([*logits(5, 4, seed=seed)] for seed in (1, 2))
+    labels = torch.arange(5) % 4
+    whole = dcml_loss(own, theirs, labels)
+    parts = dcml_loss(own, theirs, labels, pairs="same_stage") | dcml_loss(own, theirs, labels, pairs="cross_stage")
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(value, parts[name])
+
+
+def test_peers_that_agree_have_nothing_to_teach():
+    """Where all say the same, KL is 0, whatever the target is made of."""
+    student, _ = logits(5, 4)
+    labels, shares = torch.arange(5) % 4, torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    for target in ("naive", "linear", "minlogit", "general"):
+        assert kdcl_loss(student, [student.clone(), student.clone()], labels, shares, target=target).abs().max() < 1e-12
+    assert dml_loss(student, student.clone()).abs().max() < 1e-12
+
+
+def test_a_gate_that_opens_for_one_branch_leaves_its_teaching():
+    """ONE with all weight on branch 0: the others distil from it (arXiv:1806.04606)."""
+    first, second = logits(5, 4)
+    gates = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(5, 2)
+    found = one_loss([first, second], gates, torch.arange(5) % 4, 0, temperature=3.0, ramp_epochs=0.0)
+    torch.testing.assert_close(found["kd"], dml_loss(second, first, temperature=3.0))
