@@ -23,10 +23,11 @@ from benchmarks.scene import DATA, Scene
 
 T = TypeVar("T")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+PLOT = PAGE.with_name(tables.PLOT)
 SIMULATED = "simulated"
 SWEEPS = "sweeps"
-DEFAULT = ("student", "ceiling", "hand", "inline", "pool", "store", "build", "infer", SIMULATED)
+PEERS = ("peers", "exchange", "slow")
+DEFAULT = ("student", "ceiling", "hand", "inline", "pool", "store", "build", "infer", SIMULATED, *PEERS)
 KNOWN = (*DEFAULT, "torchdistill", SWEEPS)
 ENVIRONMENT = {  # of every process of every row
     "OMP_NUM_THREADS": "1",
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     found: dict[str, Any] = {"about": about(options.quick), "skipped": {}}
     with tempfile.TemporaryDirectory(prefix="raykd-bench-") as scratch:
-        real = [n for n in names if n not in (SIMULATED, SWEEPS)]
+        real = [n for n in names if n not in (SIMULATED, SWEEPS, *PEERS)]
         scene = Scene(options.data.resolve(), Path(scratch), shards=1 if options.quick else 5)
         if scene.missing():
             why = f"no {scene.missing()[0]}; name the folder with --data"
@@ -78,13 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from benchmarks import sweeps
 
             found[SWEEPS] = sweeps.measure(scene)
+        _peers([n for n in names if n in PEERS], scene, options, found)
     if SIMULATED in names:
         _simulated(options, found)
     found["about"]["load after"] = _load()
     _show(found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
-    if options.write and found.get("stolen", 0.0) > measure.MOST_STOLEN:
+    if options.write and max(found.get("stolen", 0.0), found.get("peers_stolen", 0.0)) > measure.MOST_STOLEN:
         _say("docs/benchmarks.md is left as it was: the machine was disturbed.")
     elif options.write:
         write(found)
@@ -224,18 +226,44 @@ def _simulated(options: argparse.Namespace, found: dict[str, Any]) -> None:
         _say(f"simulated: {row['students']} x {row['replicas']}, {row['payload']}: {row['ratio']:.3f}")
 
 
+def _peers(names: list[str], scene: Scene, options: argparse.Namespace, found: dict[str, Any]) -> None:
+    from benchmarks import peers
+
+    for name in names:
+        if name == "peers" and scene.missing():
+            found["skipped"][name] = f"no {scene.missing()[0]}; name the folder with --data"
+            continue
+        found[name] = []
+        try:
+            for line in peers.measure(name, scene, options.quick, options.rounds, options.steps):
+                found[name].append(line)
+                _say(f"{name}: {line}")
+        except Exception as error:
+            _say(str(error))
+            found["skipped"][name] = f"failed: {str(error).strip().splitlines()[-1]}"
+    stolen = [line["stolen"] for line in found.get("peers", ()) if line["stolen"] is not None]
+    found["peers_stolen"] = max(stolen, default=0.0)
+
+
 def write(found: Mapping[str, Any]) -> None:
-    """Replaces the measured part of docs/benchmarks.md."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables.markdown(found)}\n\n{END}{after}")
+    """Replaces what was measured of the parts of docs/benchmarks.md, and draws its plot."""
+    page = PAGE.read_text()
+    for part, text in tables.markdown(found).items():
+        begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
+    PAGE.write_text(page)
+    if found.get("exchange"):  # the tables show it
+        from benchmarks import peers
+
+        peers.plot(found["exchange"], PLOT)
 
 
 def _show(found: Mapping[str, Any]) -> None:
     from raykd.report.console import make_console, print_table
 
     console = make_console()
-    for table in tables.tables(found):
+    for table in (*tables.tables(found), *tables.peer_tables(found)):
         print_table(console, table.head, table.body, table.title)
     if SWEEPS in found:
         from benchmarks import sweeps

@@ -43,14 +43,44 @@ def sleeper(num_classes: int, *, seconds: float) -> Sleeper:
     return Sleeper(num_classes, seconds)
 
 
-class Noise:
-    """ImageNet-sized images of noise."""
+class Napper(nn.Module):
+    """A student: `[b 3 h w]` to logits `[b 1000]`, noise made once plus a bias, after a sleep of `seconds` in training.
 
-    num_classes, shape, fingerprint = CLASSES, SHAPE, "noise"
+    `weights` more numbers are its parameters and do nothing.
+    """
+
+    def __init__(self, num_classes: int, seconds: float, weights: int) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+        self.rest = nn.Parameter(torch.zeros(weights))
+        self.register_buffer("answers", torch.randn(BATCH, num_classes), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and images.device.type != "meta":
+            time.sleep(self.seconds)
+        return self.answers[: len(images)] + self.bias
+
+
+def napper(num_classes: int, *, seconds: float, weights: int = 0) -> Napper:
+    """The factory."""
+    return Napper(num_classes, seconds, weights)
+
+
+def listen_loss(student_logits: Tensor, peers_logits: list[Tensor]) -> Tensor:
+    """Takes `[b 1000]` of each neighbour and computes next to nothing with it: a loss would run on the device."""
+    return student_logits[:, 0] * sum(logits[:, 0] for logits in peers_logits) / len(peers_logits)
+
+
+class Noise:
+    """Images of noise."""
+
+    num_classes, fingerprint = CLASSES, "noise"
     labels = np.arange(SAMPLES, dtype=np.int64) % CLASSES
 
-    def __init__(self) -> None:
-        self._images = np.random.default_rng(0).integers(0, 256, (SAMPLES, *SHAPE), dtype=np.uint8)
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self._images = np.random.default_rng(0).integers(0, 256, (SAMPLES, *shape), dtype=np.uint8)
 
     def __len__(self) -> int:
         return SAMPLES
@@ -65,5 +95,5 @@ class Noise:
 
 
 def noise(spec: Any, split: str) -> Noise:  # noqa: ARG001
-    """The factory."""
-    return Noise()
+    """The factory: of ImageNet's size, or the spec's."""
+    return Noise((SHAPE[0], *spec.size) if spec.size else SHAPE)

@@ -18,6 +18,7 @@ LABELS = {
     "infer": "plain inference loop",
     "torchdistill": "torchdistill",
 }
+PLOT = "peers.png"
 Findings = Mapping[str, Any]
 
 
@@ -64,6 +65,60 @@ def tables(found: Findings) -> Iterator[Table]:
         )
 
 
+def peer_tables(found: Findings) -> Iterator[Table]:
+    """The tables of peers that have rows."""
+    quiet = found.get("peers_stolen", 0.0) <= MOST_STOLEN
+    if found.get("peers"):
+        yield Table(
+            "Peers on CIFAR-10, dml, batch 128, one torch thread a process: ms a step of the slowest; "
+            "bound: the slowest alone, or the work of all / cores where there are fewer; goal together / bound <= 1.05",
+            ("crd_resnet", "cores", "alone", "work / cores", "together", "together / bound", "", "wait %"),
+            [_peers(row, quiet) for row in found["peers"]],
+        )
+    if found.get("exchange"):
+        yield Table(
+            "Simulated peers: step 200 ms, logits of 1000 classes, batch 32; per step",
+            (
+                "peers",
+                "graph",
+                "messages",
+                "B out a peer",
+                "alone ms",
+                "longer by ms",
+                "%",
+                "CPU ms a peer",
+                "CPU ms a message",
+            ),
+            [_exchange(row) for row in found["exchange"]],
+        )
+    if found.get("slow"):
+        yield Table(
+            "Three simulated peers, one three times slower: the other two",
+            ("exchange", "ms a step", "alone ms", "throughput / alone", "", "B out a step"),
+            [_slow(row) for row in found["slow"]],
+        )
+
+
+def _peers(row: Findings, quiet: bool) -> Sequence[str]:
+    times = [_figure(row[key], 0) for key in ("alone_ms", "work_ms", "together_ms")]
+    met = _mark(row["met"] if quiet else None)
+    return row["models"], str(row["cores"]), *times, _figure(row["ratio"], 3), met, f"{100 * row['wait_share']:.1f}"
+
+
+def _exchange(row: Findings) -> Sequence[str]:
+    each = row["cpu_ms"]["median"] * row["peers"] / row["messages"]
+    sent = f"{row['messages']:.0f}", f"{row['bytes_out']:,.0f}"
+    longer = _figure(row["longer_ms"], 1), f"{100 * row['longer']:.1f}"
+    alone = f"{row['alone_ms']['median']:.1f}"
+    return str(row["peers"]), row["graph"], *sent, alone, *longer, _figure(row["cpu_ms"], 1), f"{each:.1f}"
+
+
+def _slow(row: Findings) -> Sequence[str]:
+    ms = _figure(row["step_ms"], 1), _figure(row["alone_ms"], 1)
+    modes = {"signals": "signals of the same step", "newest": "weights (14 MB, every 10 steps), the newest"}
+    return modes[row["mode"]], *ms, _figure(row["ratio"], 3), _mark(row["met"]), f"{row['bytes_out']:,.0f}"
+
+
 def _store(sizes: Mapping[str, Mapping[str, int]]) -> Table:
     codecs = list(dict.fromkeys(codec for own in sizes.values() for codec in own))
     body = [[loss, *(f"{own[c]:,}" if c in own else "-" for c in codecs)] for loss, own in sizes.items()]
@@ -73,6 +128,8 @@ def _store(sizes: Mapping[str, Mapping[str, int]]) -> Table:
 def notes(found: Findings) -> list[str]:
     """Lines below the tables."""
     lines = [f"{key}: {value}" for key, value in found["about"].items()]
+    if found.get("peers"):
+        lines.append(f"time that other processes took from the peers: {100 * found['peers_stolen']:.1f} %")
     if found.get("stolen") is not None:
         lines.append(
             f"time that other processes took: {100 * found['stolen']:.1f} % (above {100 * MOST_STOLEN:.0f} % no goal is judged)"
@@ -89,14 +146,17 @@ def notes(found: Findings) -> list[str]:
     return lines + [f"not run: {LABELS.get(name, name)}: {why}" for name, why in found.get("skipped", {}).items()]
 
 
-def markdown(found: Findings) -> str:
-    """Tables and notes for docs/benchmarks.md."""
-    parts = []
-    for table in tables(found):
-        lines = [f"**{table.title}**", "", f"| {' | '.join(table.head)} |", f"|{' --- |' * len(table.head)}"]
-        parts.append("\n".join([*lines, *(f"| {' | '.join(row)} |" for row in table.body)]))
-    parts.append("\n".join(f"- {line}" for line in notes(found)))
-    return "\n\n".join(parts)
+def markdown(found: Findings) -> dict[str, str]:
+    """Part of docs/benchmarks.md -> its tables and notes, of the parts that were measured."""
+    parts = {"measured": list(tables(found)), "peers": list(peer_tables(found))}
+    below = "\n".join(f"- {line}" for line in notes(found))
+    drawn = {"peers": [f"![Simulated peers: what a step takes longer, and CPU time]({PLOT})"]} if found.get("exchange") else {}
+    return {part: "\n\n".join([*map(_lines, own), *drawn.get(part, []), below]) for part, own in parts.items() if own}
+
+
+def _lines(table: Table) -> str:
+    lines = [f"**{table.title}**", "", f"| {' | '.join(table.head)} |", f"|{' --- |' * len(table.head)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in table.body)])
 
 
 def _row(row: Findings) -> Sequence[str]:

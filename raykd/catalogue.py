@@ -22,6 +22,7 @@ from raykd.signals import BASE_KINDS, PLAIN_NAMES, SOURCES, VIEWS, Derived, Para
 
 PACKAGE = Path(__file__).parent
 RESERVED = ("weight", "ce_weight", "schedule")
+IMAGES_LOSS, IMAGES_CLASS = "images_loss", "Images"  # of a method that makes the images it learns from
 HOOKS = ("prepare", "before_forward", "after_forward", "step", "on_epoch", "views", "stages")
 
 
@@ -50,6 +51,7 @@ class Method:
     layers: tuple[str, ...]
     sparse: bool
     branching: Mapping[str, Any]
+    synthesis: Mapping[str, Any]
     parameters: tuple[str, ...]
     options: Mapping[str, Option]
     build_parameters: tuple[str, ...]
@@ -59,6 +61,7 @@ class Method:
     module: str
     attribute: str
     accepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    images: Method | None = None  # what made images minimise: `images_loss`, or class Images, of the same file
 
     @property
     def teacher_role(self) -> str | None:
@@ -94,8 +97,14 @@ class Method:
 
     def call(self) -> Callable[..., Any]:
         """The loss function, or the Module class where the method has one."""
-        built_in = ":" not in self.slug
-        return getattr(self.imported(), "Module" if self.trains and built_in else self.attribute)
+        return getattr(self.imported(), self.trained if self.trains else self.attribute)
+
+    @property
+    def trained(self) -> str:
+        """Name of the class of a method that trains or remembers something."""
+        if ":" in self.slug:
+            return self.attribute
+        return IMAGES_CLASS if self.attribute == IMAGES_LOSS else "Module"
 
 
 def methods() -> dict[str, Method]:
@@ -172,20 +181,23 @@ def _user_method(name: str) -> Method:
     return _parse(name, Path(spec.origin), module, attribute)
 
 
-def _parse(slug: str, path: Path, module: str, attribute: str) -> Method:
+def _parse(slug: str, path: Path, module: str, attribute: str, class_name: str = "Module") -> Method:
     tree = _syntax(path)
     functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
     classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
     if attribute not in functions and attribute not in classes:
         raise ConfigError(f"Method {slug!r}: {path} has no {attribute!r}. {near(attribute, [*functions, *classes])}")
     constants = _constants(tree)
-    module_class = classes.get(attribute) or (classes.get("Module") if ":" not in slug else None)
+    module_class = classes.get(attribute) or (classes.get(class_name) if ":" not in slug else None)
     parts = {"loss": functions.get(attribute)}
     if module_class is not None:
         parts |= {n.name: n for n in module_class.body if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "forward")}
     called = parts.get("forward") if module_class is not None else parts["loss"]
     if called is None:
         raise ConfigError(f"Method {slug!r}: class {module_class and module_class.name} in {path} has no forward().")
+    images = None
+    if attribute != IMAGES_LOSS and IMAGES_LOSS in functions and ":" not in slug:
+        images = _parse(slug, path, module, IMAGES_LOSS, IMAGES_CLASS)
     layers = constants.get("LAYERS", ()) if _reads_layers(_positional(called)) else ()  # a file may hold several losses
     return Method(
         slug=slug,
@@ -196,8 +208,10 @@ def _parse(slug: str, path: Path, module: str, attribute: str) -> Method:
         layers=(layers,) if isinstance(layers, str) else tuple(layers),
         sparse=bool(constants.get("SPARSE", False)),
         branching=constants.get("BRANCHING", {}),
+        synthesis=constants.get("SYNTHESIS", {}),
         parameters=_positional(called),
-        options=_merged_options(slug, [p for p in parts.values() if p is not None] + _derived_from(_positional(called))),
+        options=_merged_options(slug, [p for p in parts.values() if p is not None] + _derived_from(_positional(called)))
+        | (dict(images.options) if images is not None else {}),
         build_parameters=_positional(init) if (init := parts.get("__init__")) is not None else (),
         hooks=tuple(h for h in HOOKS if h in functions),
         trains=module_class is not None,
@@ -205,6 +219,7 @@ def _parse(slug: str, path: Path, module: str, attribute: str) -> Method:
         module=module,
         attribute=attribute,
         accepts={name: tuple(a.arg for a in node.args.kwonlyargs) for name, node in parts.items() if node is not None},
+        images=images,
     )
 
 

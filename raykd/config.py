@@ -19,6 +19,7 @@ Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+NO_DATA = "none"  # `data.train` of a job that makes its own images
 Stats = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -250,6 +251,49 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Synthesis:
+    """How images are made where there are none to learn from. Fields left None come from the method that asks for them."""
+
+    __pydantic_config__ = STRICT
+    generator: str | None = None  # dcgan | conditional | pixels
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the generator
+    latent: Count | None = None  # axes of the noise
+    generator_steps: Natural | None = None  # updates of the generator in each round
+    student_steps: Count | None = None  # steps of the student in each round
+    optimizer: str | None = None  # of the generator: torch.optim or timm by name
+    lr: Positive | None = None
+    betas: tuple[Share, Share] | None = None
+    weight_decay: NonNegative = 0.0
+    scheduler: Literal["constant", "cosine", "multistep"] | None = None  # as the training's, over its epochs
+    milestones: tuple[NonNegative, ...] | None = None  # epochs
+    steps_per_epoch: Count = 50  # student's steps between two evaluations
+    student_mode: Literal["eval", "train"] | None = None  # of the student's batch norm while the generator learns
+    show: Natural = 64  # images kept for the eye at each evaluation
+    mode: Literal["lockstep", "bank"] | None = None  # generator and student in turn; or synthesizers beside the student
+    # What follows is of mode="bank".
+    steps: Count | None = None  # updates of the generator (and of the noise, or of free pixels) for each batch
+    reset: Literal["never", "batch"] | None = None  # batch: every batch begins with a fresh generator
+    latents_lr: NonNegative | None = None  # rate at which the noise of a batch is learnt too; 0: it stays
+    keep: Literal["last", "best"] | None = None  # the images of the last step, or of the least loss
+    jitter: Natural | None = None  # px by which images are rolled, at random, before teachers see them (free pixels)
+    flip: bool | None = None  # mirror them at random too
+    synthesizers: Count = 1  # actors that make batches, side by side
+    cpus: NonNegative = 1.0  # CPUs each synthesizer reserves
+    gpus: NonNegative = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    max_restarts: int = 3  # Ray restarts a dead synthesizer this often
+    ahead: Count = 2  # batches asked of a synthesizer before the first of them has come
+    capacity: Count | None = None  # batches in the bank
+    memory_bytes: Count = 1024**3  # of images in memory; the others are on disk
+    grow: Literal["once", "always"] | None = None  # once: synthesis ends when the bank is full
+    start: Count | None = None  # batches in the bank before the student begins
+    pace: Natural = 0  # the student's steps for each new batch; 0: as fast as they come
+    snapshot_every: Count = 50  # the student's steps between the snapshots that synthesizers get
+    staleness: Count | None = None  # steps by which a batch's snapshot may be behind when it comes; older ones are discarded
+    priority: Literal["uniform", "recent", "hard"] = "uniform"  # which images are drawn more often
+
+
+@dataclass(frozen=True)
 class Training:
     """How the student is trained. Fields left None come from `recipe`."""
 
@@ -343,6 +387,7 @@ class Job:
     teachers: Mapping[str, Teacher] = field(default_factory=dict)
     peers: Mapping[str, Peer] = field(default_factory=dict)  # in place of `student`: several that learn together
     exchange: Exchange = Exchange()
+    synthesis: Synthesis = Synthesis()
     losses: Mapping[str, Annotated[Loss, PlainValidator(_to_loss)]] = field(default_factory=dict)
     ce_weight: NonNegative | None = None  # weight of cross-entropy; None: what the losses agree on
     training: Training = Training()

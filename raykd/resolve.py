@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raykd import catalogue
 from raykd.config import (
+    NO_DATA,
     Augmentation,
     Branching,
     Data,
@@ -29,6 +30,7 @@ from raykd.config import (
     Network,
     Peer,
     Student,
+    Synthesis,
     Teacher,
     Training,
 )
@@ -63,6 +65,27 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 EMA_DECAY = 0.999  # of the averaged copy, where a loss reads it and the job does not set one (arXiv:1703.01780)
+SYNTHESIS: Mapping[str, Any] = {
+    "generator": "dcgan",
+    "latent": 100,
+    "generator_steps": 1,
+    "student_steps": 1,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "betas": (0.9, 0.999),
+    "scheduler": "constant",
+    "student_mode": "eval",
+    "mode": "lockstep",
+    "steps": 200,
+    "reset": "batch",
+    "latents_lr": 0.0,
+    "keep": "last",
+    "jitter": 0,
+    "flip": False,
+    "capacity": 256,
+    "grow": "always",
+    "start": 1,
+}
 PEERS_OWN = (
     *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "optimizer_options", "decay_norms", "scheduler", "milestones"),
     *("gamma", "warmup_epochs", "clip_norm", "ema", "ema_warmup", "label_smoothing", "evaluate"),
@@ -238,11 +261,12 @@ def resolve(job: Job) -> Job:
         training = dataclasses.replace(training, ema=EMA_DECAY)
     return dataclasses.replace(
         job,
-        data=_resolve_data(job.data),
+        data=_resolve_data(_without_images(job.data, methods)),
         student=_branched(_resolve_weights(job.student, job.data), methods, "student"),
         teachers={name: _resolve_weights(teacher, job.data) for name, teacher in job.teachers.items()},
         peers={n: _branched(_resolve_weights(p, job.data), methods, f"peers.{n}") for n, p in job.peers.items()},
         training=training,
+        synthesis=_synthesis(job.synthesis, methods),
         losses=losses,
         ce_weight=ce_weight,
         stages={name: resolve(stage) for name, stage in job.stages.items()},
@@ -265,6 +289,27 @@ def _branched(spec: S, methods: list[catalogue.Method], where: str) -> S:
     default, own = Branching(), to_dict(spec.branching)
     filled = {**own, **{k: to_dict(v) for k, v in asked[0].branching.items() if own[k] == to_dict(getattr(default, k))}}
     return dataclasses.replace(spec, branching=TypeAdapter(Branching).validate_python(filled))
+
+
+def _without_images(data: Data, methods: list[catalogue.Method]) -> Data:
+    """The data of a job that makes its own images: nothing to learn from.
+
+    Raises:
+        JobFaults: the job names training images.
+    """
+    if not any(m.images is not None for m in methods):
+        return data
+    if data.train not in (None, NO_DATA):
+        raise JobFaults.of([f"data.train: this job makes its own images, got {data.train!r} to learn from. Leave it out."])
+    return dataclasses.replace(data, train=NO_DATA)
+
+
+def _synthesis(own: Synthesis, methods: list[catalogue.Method]) -> Synthesis:
+    """Its open settings filled from the method that makes images."""
+    asked = next((m.synthesis for m in methods if m.images is not None), {})
+    filled = {**SYNTHESIS, **{name: value for name, value in asked.items() if hasattr(own, name)}}
+    found = {name: value for name, value in filled.items() if getattr(own, name) in (None, {})}
+    return TypeAdapter(Synthesis).validate_python(to_dict(own) | to_dict(found)) if asked else own
 
 
 def expand(job: Job) -> Job:
@@ -445,7 +490,7 @@ def _explain(error: Any) -> str:
 
 def _siblings(path: str) -> list[str]:
     rooms = {"data": Data, "student": Student, "teachers": Teacher, "peers": Peer, "training": Training, "launch": Launch}
-    rooms |= {"edges": Edge, "exchange": Exchange}
+    rooms |= {"synthesis": Synthesis, "edges": Edge, "exchange": Exchange}
     parts = [p for p in path.split(".")[:-1] if p != "stages"]
     for inner, kind in (("augmentation", Augmentation), ("branching", Branching)):
         if inner in parts:

@@ -24,10 +24,10 @@ from raykd.errors import SignalError, near
 ROLES = ("student", "teacher", "teachers", "peer", "peers", "ema", "previous")
 LIST_ROLES = ("teachers", "peers")
 SOURCES = {"teacher": "teachers", "teachers": "teachers", "peer": "peers", "peers": "peers"}  # role -> the job's room of it
-BASE_KINDS = ("logits", "feature", "embedding", "input_grad")
+BASE_KINDS = ("logits", "feature", "embedding", "input_grad", "norm")
 
 # Values a loss may ask for beside signals: fields of the batch, keyed randomness, facts of the training set, time.
-FIELDS = ("images", "labels", "sample_index", "mask")
+FIELDS = ("images", "labels", "sample_index", "mask", "latents")
 FACTS = ("num_samples", "num_classes", "dataset_labels")
 CLASSES = "teachers_classes"  # a list: the student's class of each class of each teacher, [c] int64
 TIME = ("epoch", "step")
@@ -127,6 +127,13 @@ def takes_layer(kind: str, derived: Mapping[str, Derived]) -> bool:
     return kind == "feature"
 
 
+def is_norm(kind: str, derived: Mapping[str, Derived]) -> bool:
+    """Whether a kind is tapped at batch norms: statistics `[4 c]` of the batch and of the model, at all of them in turn."""
+    while kind in derived:
+        kind = derived[kind].parent
+    return kind == "norm"
+
+
 @dataclass(frozen=True)
 class Wire:
     """One parameter of one loss, connected: for each model that feeds it, the signals of each branch in layer order (one branch
@@ -199,6 +206,7 @@ def wires(
     derived: Mapping[str, Derived],
     views: Mapping[str, tuple[str, ...]] | None = None,
     branches: Mapping[str, Any] | None = None,
+    norms: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> tuple[Wire, ...]:
     """Connects a loss's parameters to signals.
 
@@ -209,9 +217,10 @@ def wires(
         derived: the derived signals.
         views: the views of a teacher's forward, and the names of their options.
         branches: role -> how many branches its model has; for a list role one number a model; one where it is not said.
+        norms: role -> all batch norms of its model, as `layers`; what a loss that reads `norm` gets.
 
     Raises:
-        SignalError: an unknown name, or a singular signal with more or fewer than one layer.
+        SignalError: an unknown name, a singular signal with more or fewer than one layer, or a model without batch norm.
     """
     found = []
     for name in parameters:
@@ -223,7 +232,8 @@ def wires(
                 f"Parameter {name!r}: expected <role>_<signal> with a role of {', '.join(ROLES)}, or one of "
                 f"{', '.join(PLAIN_NAMES)}. {near(name, PLAIN_NAMES)} Hyper-parameters stand after `*`."
             )
-        models, counts = layers.get(parameter.role, ()), (branches or {}).get(parameter.role, 1)
+        layered = (norms or {}) if is_norm(parameter.kind, derived) else layers
+        models, counts = layered.get(parameter.role, ()), (branches or {}).get(parameter.role, 1)
         if parameter.role not in LIST_ROLES:
             models, counts = (models,), (counts,)
         elif isinstance(counts, int):
@@ -255,10 +265,17 @@ def _signals(
         raise SignalError(f"{parameter.name}: expected the view {EMA} of peers; the student's own copy is the role `ema`.")
     binding = [*(derived[kind].options if kind in derived else ()), *(o for v in seen for o in views.get(v, ()))]
     bound = tuple((o, options[o]) for o in binding if o in options)
-    if not takes_layer(kind, derived):
-        return (Signal(kind, None, bound, parameter.view),)
     role = parameter.role.rstrip("s")
-    if not names or (not parameter.plural and len(names) != 1):
+    if is_norm(kind, derived):
+        if not names or (not parameter.plural and len(names) != 1):
+            wanted = "at least one batch norm" if parameter.plural else "exactly one batch norm"
+            raise SignalError(
+                f"{parameter.name}: expected a {role} with {wanted} that keeps running statistics, got {len(names)}. "
+                "Choose another model, or a loss that does not read them."
+            )
+    elif not takes_layer(kind, derived):
+        return (Signal(kind, None, bound, parameter.view),)
+    elif not names or (not parameter.plural and len(names) != 1):
         wanted = "at least one layer" if parameter.plural else "exactly one layer"
         raise SignalError(
             f"{parameter.name}: expected {wanted} of the {role}, got {list(names)}. Set `layers` of this loss, for example "

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measure, rows
+from benchmarks import measure, peers, rows, tables
 from benchmarks.gate import Segment
 from benchmarks.scene import Scene
+from raykd.config import Exchange
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,3 +62,52 @@ def test_a_disturbed_run_judges_nothing():
     segments = {name: [Segment(0, [1.0] * 4, {"cpu_s": 3.0})] for name in ("inline", "hand")}
     assert measure.stolen(segments) == pytest.approx(0.25)
     assert measure.ratios(segments, rare_every=0)[0]["met"] is None
+
+
+def company(*step_s, cpu_s=0.0, **counters):
+    """One round: a segment of four steps for each peer, of which two count."""
+    counted = {name: 4 * value for name, value in {"cpu_s": cpu_s, "wait_s": 0.0, **counters}.items()}
+    return [Segment(0, [9.0, 9.0, s, s], counted) for s in step_s]
+
+
+def test_peers_are_compared_with_the_slowest_or_with_the_work_of_all():
+    found = {"alone": [company(1.0, 2.0, cpu_s=1.0)], "together": [company(2.1, 2.1, wait_s=0.21)]}
+    row = peers._real_row("a, b", 2, 2, found)
+    assert row["ratio"]["median"] == pytest.approx(2.1 / 2.0)
+    assert row["wait_share"] == pytest.approx(0.1)
+    row = peers._real_row("a, b", 2, 1, found)
+    assert row["ratio"]["median"] == pytest.approx(2.1 / 2.0)  # two seconds of work on one core
+    row = peers._real_row("a, b", 2, 1, found | {"alone": [company(1.0, 2.0, cpu_s=0.75)]})
+    assert row["ratio"]["median"] == pytest.approx(2.1 / 1.5)
+
+
+def test_an_exchange_is_compared_with_the_same_peers_alone(tmp_path):
+    sent = {"messages": 1.0, "bytes_out": 128.0}
+    found = {"alone": [company(1.0, 1.0, cpu_s=0.1)], "ring": [company(1.1, 1.1, cpu_s=0.14, **sent)]}
+    row = peers._simulated_row(2, "ring", found)
+    assert (row["messages"], row["bytes_out"]) == (2.0, 128.0)
+    assert row["longer_ms"]["median"] == pytest.approx(100.0)
+    assert row["longer"] == pytest.approx(0.1)
+    assert row["cpu_ms"]["median"] == pytest.approx(40.0)
+    more = {"graph": "all", "peers": 4, "longer_ms": {"median": 300.0}, "cpu_ms": {"median": 80.0}}
+    peers.plot([row, row | more], tmp_path / "peers.png")
+    assert (tmp_path / "peers.png").stat().st_size > 1000
+    (table,) = tables.peer_tables({"exchange": [row]})
+    assert table.body[0][-1] == "40.0"
+    assert "(peers.png)" in tables.markdown({"about": {}, "exchange": [row]})["peers"]
+
+
+@pytest.mark.ray
+def test_companies_take_turns_and_exchange():
+    naps = [0.01, 0.01]
+    jobs = {
+        peers.ALONE: peers.napping(peers.ALONE, naps, Exchange()),
+        "all": peers.napping("all", naps, Exchange()),
+        "newest": peers.napping("newest", naps, Exchange(what="weights", staleness="newest"), weights=1000),
+    }
+    with peers.homes(2) as homes:
+        found = peers.turns(homes, jobs, 2, dict.fromkeys(jobs, (2, 2)))
+    assert all(len(own) == 2 and [len(s.seconds) for s in own] == [4, 4] for rounds in found.values() for own in rounds)
+    assert peers.a_step(found["all"][1], "bytes_out") == 32 * 1000 * 4
+    assert all(peers.a_step(own, "messages") == 0 for own in found[peers.ALONE])
+    assert peers.a_step(found["newest"][1], "bytes_out") == 4 * (1000 + 1000)

@@ -12,6 +12,7 @@ from tests.report.folders import make, result
 
 JOB = """
 from raykd import Data, Job, Launch, Loss, Student, Training
+from raykd.config import Peer
 
 
 def job(width: int = 2, epochs: int = 1) -> Job:
@@ -23,6 +24,11 @@ def job(width: int = 2, epochs: int = 1) -> Job:
         training=Training(epochs=epochs, batch_size=32, lr=0.05),
         launch=Launch(backend="local"),
     )
+
+
+def mutual() -> Job:
+    peers = {name: Peer(model="digits_cnn", options={"width": width}) for name, width in {"a": 2, "b": 3}.items()}
+    return job().replace(name="mutual", student=Student(), peers=peers, losses={"dml": Loss("dml")})
 
 
 def stopped() -> Job:
@@ -156,6 +162,71 @@ def test_check_prints_models_and_needs(place, capsys):
     assert "digits_cnn" in text
     assert "Needs 1 CPU and 0 GPU in all" in text
     assert "No faults." in text
+
+
+def test_check_shows_who_teaches_whom(place, capsys):
+    graph = ["--set", "exchange.graph=leader:a", "--set", "exchange.every=2"]
+    assert main(["check", "jobs/tiny.py:mutual", *graph]) == 0
+    text = capsys.readouterr().out
+    assert "a > b" in text
+    assert "b > a" not in text
+    assert "Exchange: signals of the same step, every 2 steps; losses that hear peers count at these steps alone." in text
+    assert main(["check", "jobs/tiny.py:mutual", "--set", 'exchange.edges={"a>b":{"weight":2}}', "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(r["name"], r["role"]) for r in found["roles"]] == [("a", "peer"), ("b", "peer")]
+    assert found["edges"] == [{"from": "a", "to": "b", "weight": 1.0, "losses": ["dml"], "bytes_a_step": 1280.0}]
+    weights = ["--set", "exchange.what=weights", "--set", "exchange.every=4"]
+    assert main(["check", "jobs/tiny.py:mutual", *weights, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    sizes = {r["name"]: r["parameters"] for r in found["roles"]}
+    assert [(e["from"], e["bytes_a_step"]) for e in found["edges"]] == [("b", float(sizes["b"])), ("a", float(sizes["a"]))]
+    assert main(["check", "jobs/tiny.py:mutual", "--set", "exchange.graph=stra:a", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["edges"] == []
+
+
+def test_check_shows_branches(place, capsys):
+    assert main(["check", "jobs/tiny.py", "--set", "losses.one={}"]) == 0
+    assert "digits_cnn, split in 3" in capsys.readouterr().out
+
+
+def test_peers_run_and_are_shown(place, capfd):
+    assert main(["run", "jobs/tiny.py:mutual", "--json", "--set", "baseline=true"]) == 0
+    captured = capfd.readouterr()
+    found = json.loads(captured.out)
+    assert set(found["peers"]) == set(found["baseline"]) == {"a", "b"}
+    assert "mutual: epoch 1/1, eval top-1 a " in captured.err
+    assert "peers alone: finished, eval top-1 a " in captured.err
+    assert main(["show", found["folder"]]) == 0
+    text = capfd.readouterr().out
+    for wanted in (
+        "peer b alone",
+        "peer b together",
+        "ensemble of 2 peers",
+        "a > b",
+        "Waiting for peers",
+        "peer a trained: 4 steps",
+    ):
+        assert wanted in text, wanted
+    assert main(["show", found["folder"], "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert shown["peers"]["a"]["steps"] == 4
+    assert shown["events"] == []
+    assert main(["show", f"{found['folder']}/baseline"]) == 0
+
+
+def test_online_methods_say_whom_they_hear_and_their_branches(capsys):
+    assert main(["list", "--section", "online", "--json"]) == 0
+    methods = {m["slug"]: m for m in json.loads(capsys.readouterr().out)["methods"]}
+    assert methods["dml"]["roles"] == ["student", "peer"]
+    assert methods["one"]["branching"] == {"kind": "split", "count": 3}
+    assert main(["list", "--section", "online"]) == 0
+    assert "online, split" in capsys.readouterr().out
+    assert main(["show", "hssakd"]) == 0
+    text = capsys.readouterr().out
+    assert "learns from: each neighbouring peer in turn" in text
+    assert "branches: exits after all stages of 4 outputs a class" in text
+    assert main(["show", "one"]) == 0
+    assert "learns from: the branches of its own model" in capsys.readouterr().out
 
 
 def test_check_finds_all_faults_at_once(place, capsys):

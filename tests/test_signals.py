@@ -57,7 +57,7 @@ def test_other_names_are_no_signals(name):
         ("student_input_gradient", "'input_grad'"),
         ("student_logitss", "'logits'"),
         ("student_logits_", "'logits'"),
-        ("ema_", "one of logits, feature, embedding, input_grad, attention"),
+        ("ema_", "one of logits, feature, embedding, input_grad, norm, attention"),
     ],
 )
 def test_a_misspelt_signal_gets_near_names(name, hint):

@@ -59,7 +59,7 @@ def show(arguments: argparse.Namespace) -> tuple[int, Any]:
     if not place.is_dir():
         return _show_method(arguments.what, None if arguments.json else console)
     from raykd.report import runs
-    from raykd.report.tables import plain
+    from raykd.report.words import plain
 
     if (place / "seeds.json").is_file():
         summary = json.loads((place / "seeds.json").read_text())

@@ -69,7 +69,7 @@ def _run_in(folder: Path | None, job: Job, resume: bool, terminal: Terminal) -> 
     """Runs the job and writes its page; a page that fails does not fail the run."""
     from raykd.launch import run as launch
     from raykd.report.page import write_page
-    from raykd.report.tables import plain
+    from raykd.report.words import plain
 
     result = launch.run(job, folder=folder, resume=resume, observer=terminal)
     try:

@@ -32,7 +32,7 @@ def sweep(arguments: argparse.Namespace) -> tuple[int, Any]:
     from raykd.cli import jobfile
     from raykd.report.console import make_console
     from raykd.report.sweeps import SweepTerminal, finish
-    from raykd.report.tables import plain
+    from raykd.report.words import plain
     from raykd.sweep import run as launch
 
     out = None if arguments.json else make_console()

@@ -1,4 +1,4 @@
-"""From uint8 pixels to what one model was trained on: its mean, standard deviation and image size."""
+"""From pixels to what one model was trained on: its mean, standard deviation and image size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRESETS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Normalise:
-    """uint8 images to (images / 255 - mean) / std in one model's size, on the device the images are on.
+    """(pixels - mean) / std in one model's size, on the device the images are on; pixels: uint8 / 255, or floats as they are.
 
     Attributes:
         mean: of each channel, or one for all channels; pixels in 0..1.
@@ -48,23 +48,33 @@ class Normalise:
             raise ConfigError(f"normalise: expected a known preset, got '{name}'. {near(name, PRESETS)}")
         return cls(*PRESETS[name], size)
 
-    def __call__(self, images: UInt8[Tensor, "b c h w"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "b c y x"]:
-        """Normalised images, computed in float32 and then cast to `dtype`.
+    def __call__(
+        self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "b c y x"]:
+        """Normalised images, computed in float32 (of float64 images in float64) and then cast to `dtype`.
+
+        Args:
+            images: uint8, 0..255; or floats, 0 black and 1 white (others are not cut off), through which gradients flow.
+            dtype: of the result.
 
         Raises:
-            DataError: the images are not uint8 or have another number of channels.
+            DataError: the images are of another type or shape, or have another number of channels.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise DataError(f"images: expected uint8 [b c h w], got {images.dtype} {list(images.shape)}.")
+        if not (images.dtype == torch.uint8 or images.is_floating_point()) or images.ndim != 4:
+            raise DataError(f"images: expected uint8 or floats [b c h w], got {images.dtype} {list(images.shape)}.")
         if len(self.mean) not in (1, images.shape[1]):
             raise DataError(
                 f"images: expected {len(self.mean)} channels as the means have, got {images.shape[1]}. "
                 "Set in_channels of the data or the model's mean and std."
             )
-        pixels = self._resized(images.to(torch.float32))
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
-        scale, offset = 1 / (255 * std), -mean / std
-        return pixels.mul_(scale.to(pixels.device)).add_(offset.to(pixels.device)).to(dtype)
+        own = torch.float32 if images.dtype == torch.uint8 else torch.promote_types(images.dtype, torch.float32)
+        pixels = self._resized(images.to(own))
+        mean, std = (torch.tensor(v, dtype=own).view(-1, 1, 1) for v in (self.mean, self.std))
+        white = 255 if images.dtype == torch.uint8 else 1
+        scale, offset = (v.to(pixels.device) for v in (1 / (white * std), -mean / std))
+        if images.dtype == torch.uint8:
+            return pixels.mul_(scale).add_(offset).to(dtype)
+        return (pixels * scale + offset).to(dtype)
 
     def _resized(self, pixels: Tensor) -> Tensor:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size

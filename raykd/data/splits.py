@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raykd.config import Data
+from raykd.config import NO_DATA, Data
 from raykd.data.sets import DataSet, open_split
 from raykd.data.views import held_out, noisy_labels, subset
 from raykd.errors import DataError
@@ -16,6 +16,8 @@ def has_split(spec: Data, split: str) -> bool:
     """Whether the job has this split; digits and torchvision's sets have `eval` of their own, `test` only where it is named."""
     if split == HOLDOUT or (split == "eval" and spec.eval == HOLDOUT):
         return spec.holdout > 0
+    if split == "train" and spec.train == NO_DATA:
+        return False
     named = getattr(spec, split) is not None
     return named or split == "train" or (split == "eval" and (spec.kind == "digits" or spec.kind.startswith("torchvision:")))
 
@@ -39,6 +41,8 @@ def open_data(spec: Data, split: str, seed: int | None = None) -> DataSet:
     if split not in ("train", HOLDOUT):
         dataset = open_split(spec, split)
         return subset(dataset, limit=spec.eval_limit) if spec.eval_limit and spec.eval_limit < len(dataset) else dataset
+    if spec.train == NO_DATA:
+        raise DataError("data.train: this job makes its own images and reads none to learn from.")
     dataset = open_split(spec, "train")
     if spec.per_class is not None:
         dataset = subset(dataset, per_class=spec.per_class)

@@ -8,6 +8,8 @@ from raykd.exchange.codec import Codec
 from raykd.parts.aggregators import needs
 from raykd.signals import Aggregate, Signal
 
+SUM = "sum"  # who answers with the gradient at the images: the teachers of an actor together
+GRAD = "input_grad"
 KEYS = ("sample_index", "augmentation_seed")  # of a batch: what re-creates it, and what keys randomness
 
 

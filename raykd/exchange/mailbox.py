@@ -71,6 +71,7 @@ class Mailbox:
         self.owner, self.ahead, self.newest, self.timeout_s = owner, ahead, newest, timeout_s
         self.status = Status()
         self._untaken: dict[str, list[int]] = {name: [] for name in listeners}
+        self._again: dict[str, list[int]] = {name: [] for name in self._untaken}  # restored, which it may still ask for
         self._messages: dict[int, Message] = {}
         self._changed = threading.Condition()
         self._waiting: list[Callable[[], None]] = []
@@ -92,6 +93,7 @@ class Mailbox:
                         "Look at its log; the last checkpoint is intact, resume the run."
                     )
             self.status.waiting_for = None
+            self._since = time.monotonic()
             self._messages[message.step] = message
             if message.step != PROBE:
                 for steps in self._untaken.values():
@@ -110,7 +112,8 @@ class Mailbox:
         """
         with self._changed:
             if listener in self._untaken and step != PROBE and after is None:
-                self._untaken[listener] = [s for s in self._untaken[listener] if s >= step]
+                for steps in (self._untaken, self._again):
+                    steps[listener] = [s for s in steps[listener] if s >= step]
                 self._tidy()
                 self._changed.notify_all()
             if after is None or step == PROBE:
@@ -151,6 +154,7 @@ class Mailbox:
         """A listener takes nothing any more."""
         with self._changed:
             self._untaken.pop(listener, None)
+            self._again.pop(listener, None)
             self._tidy()
             self._changed.notify_all()
 
@@ -187,7 +191,12 @@ class Mailbox:
         with self._changed:
             for message in messages:
                 self._messages[message.step] = message
+                for steps in self._again.values():
+                    steps.append(message.step)
+            waiting, self._waiting = self._waiting, []
             self._changed.notify_all()
+        for wake in waiting:
+            wake()
 
     def _slow(self) -> str | None:
         return next((name for name, steps in self._untaken.items() if len(steps) >= self.ahead), None)
@@ -196,7 +205,8 @@ class Mailbox:
         """Drops what everybody has taken, but for the last few."""
         steps = sorted(step for step in self._messages if step != PROBE)
         last = steps[-1:] if self.newest else steps[-max(KEPT, self.ahead) :]
-        owed = set() if self.newest else {step for own in self._untaken.values() for step in own}
+        every = [*self._untaken.values(), *self._again.values()]
+        owed = set() if self.newest else {step for own in every for step in own}
         for step in steps:
             if step not in last and step not in owed:
                 del self._messages[step]

@@ -1,6 +1,8 @@
 """The pool client: asks replicas of one teacher (or of several that share actors) on Ray, wherever they live.
 
-    request(batch)   to the replica with the least in flight; the fields are kept until the answer is here
+    request(batch)   to the replica with the least in flight, written into the object store on a thread of the client's own,
+                     beside the student's work; the fields are kept until the answer is here
+    ask(images)      the same of float images, or their gradient (see through.py)
     result()         waits, in order; when a replica dies, hangs or loses an object, everything in flight there is sent again
                      to another replica
 
@@ -12,6 +14,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +26,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskErr
 from raykd.errors import LostError, RaykdError, SourceError
 from raykd.exchange.asking import Asks
 from raykd.exchange.codec import Reply
-from raykd.exchange.sources import Answers, Fields, Stats, to_send
+from raykd.exchange.sources import Answers, Cotangents, Fields, Stats, num_bytes, to_send
 
 PATIENCE_S = 0.25  # pause before a request is sent again when no other replica is there
 
@@ -39,13 +43,19 @@ class _Replica:
 
 @dataclass(eq=False)
 class _Request:
-    """One request; `ref` is its newest sending."""
+    """One request; `sent` is its newest sending: Ray's reference to the answer, and the CPU seconds it took.
+
+    With cotangents it asks for the gradient at the images.
+    """
 
     source: PoolSource
     fields: dict[str, np.ndarray]
     number: int
+    asks: Asks
+    stats: Stats
+    cotangents: Cotangents | None = None
     replica: int = -1
-    ref: Any = None
+    sent: Future[tuple[Any, float]] = field(default_factory=Future)
     tries: int = 0
 
     def result(self) -> Answers:
@@ -69,6 +79,8 @@ class PoolSource:
         in_flight_bytes: bound on replies that are on their way, all requests together.
         drop: whether the training goes on without this source when it is lost.
         first: the replica that is asked first, so that several workers do not all begin with the same one.
+        stats: of requests for signals.
+        backward: of requests for gradients.
     """
 
     name: str
@@ -83,29 +95,41 @@ class PoolSource:
     drop: bool = False
     first: int = 0
     stats: Stats = field(default_factory=Stats)
+    backward: Stats = field(default_factory=Stats)
 
     def __post_init__(self) -> None:
         self._replicas = [_Replica(h) for h in self.handles]
         self._pending: deque[_Request] = deque()
         self._next = self.first % len(self.handles)
         self._all_down_since: float | None = None
+        self._sender: ThreadPoolExecutor | None = None  # not before it is needed: a source may travel to its process
         self._setting = f"teachers.{self.asks.of[0].teacher}.replicas"
 
     def request(self, fields: Fields) -> _Request:
         """Sends one whole batch."""
-        started = time.process_time()
-        request = _Request(self, to_send(fields, self.inputs, self.asks.fields), self.stats.requests)
-        self.stats.requests += 1
+        started = time.thread_time()
+        sent = to_send(fields, self.inputs, self.asks.fields)
+        return self._begin(_Request(self, sent, self.stats.requests, self.asks, self.stats), started)
+
+    def ask(self, images: np.ndarray, asks: Asks, cotangents: Cotangents | None = None) -> _Request:
+        """Sends float images for signals, or with cotangents for the gradient; see sources.Live."""
+        stats = self.stats if cotangents is None else self.backward
+        request = _Request(self, {"images": images}, stats.requests, asks, stats, cotangents)
+        return self._begin(request, time.thread_time())
+
+    def _begin(self, request: _Request, started: float) -> _Request:
+        request.stats.requests += 1
         self._send(request)
         self._pending.append(request)
-        self.stats.client_s += time.process_time() - started
+        request.stats.client_s += time.thread_time() - started
         return request
 
     def wait_for(self, request: _Request) -> Answers:
         """Waits for one request's answer, resending as often as `retries` allows."""
         while True:
+            ref = self._reference(request)
             try:
-                reply = ray.get(request.ref, timeout=self.timeout_s)
+                reply = ray.get(ref, timeout=self.timeout_s)
             except GetTimeoutError:
                 self._lose(request.replica, f"no answer within {self.timeout_s:g} s")
                 continue
@@ -120,18 +144,21 @@ class PoolSource:
     def close(self) -> None:
         """Forgets what is in flight; the replicas belong to the run's driver."""
         self._pending.clear()
+        if self._sender is not None:
+            self._sender.shutdown(wait=False, cancel_futures=True)
+            self._sender = None
 
     def _take(self, request: _Request, reply: Reply) -> Answers:
-        started = time.process_time()
+        started = time.thread_time()
         replica = self._replicas[request.replica]
         replica.in_flight -= 1
         self._all_down_since = None
         replica.queue, replica.down_since = max(0, reply.queue - replica.in_flight), None
         self._pending.remove(request)
-        self.stats.count(reply)
+        request.stats.count(reply)
         answers = reply.decoded()
         self.window = max(1, min(self.window, self.in_flight_bytes // max(reply.num_bytes, 1)))
-        self.stats.client_s += time.process_time() - started
+        request.stats.client_s += time.thread_time() - started
         return answers
 
     def _send(self, request: _Request) -> None:
@@ -139,8 +166,26 @@ class PoolSource:
         replica = self._replicas[index]
         replica.in_flight += 1
         request.replica, request.tries = index, request.tries + 1
-        request.ref = replica.handle.answer.remote(request.fields, self.asks)
-        self.stats.bytes_out += sum(a.nbytes for a in request.fields.values())
+        self._sender = self._sender or ThreadPoolExecutor(1, f"to {self.name}")
+        request.sent = self._sender.submit(_call, replica.handle, request)
+        request.stats.bytes_out += sum(a.nbytes for a in request.fields.values()) + num_bytes(request.cotangents)
+
+    def _reference(self, request: _Request) -> Any:
+        """Ray's reference to a request's answer, as soon as it is sent.
+
+        Raises:
+            SourceError: it could not be sent.
+        """
+        try:
+            ref, seconds = request.sent.result(self.timeout_s)
+        except NotInTime:
+            why = f"not within {self.timeout_s:g} s"
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        else:
+            request.stats.client_s += seconds
+            return ref
+        raise SourceError(f"Teacher {self.name!r}: a request could not be sent ({why}). The last checkpoint is intact: resume.")
 
     def _pick(self) -> int:
         """The live replica with the least to do; replicas that are down come after all others, the longest down first."""
@@ -183,8 +228,18 @@ class PoolSource:
             for request in lost:
                 request.tries = 0  # waiting for a restart is not a failure of the request
         for request in lost:
-            self.stats.retries += 1
+            request.stats.retries += 1
             self._send(request)
+
+
+def _call(handle: Any, request: _Request) -> tuple[Any, float]:
+    """On the sender's thread: the reference to the answer, and the CPU seconds that it took."""
+    started = time.thread_time()
+    if request.cotangents is None:
+        ref = handle.answer.remote(request.fields, request.asks)
+    else:
+        ref = handle.input_grad.remote(request.fields["images"], request.asks, request.cotangents)
+    return ref, time.thread_time() - started
 
 
 def _knock(replica: _Replica) -> None:

@@ -7,9 +7,10 @@ that batch, of each teacher the source answers for. Requests are answered in ord
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +21,7 @@ from raykd.signals import Signals
 
 Fields = Mapping[str, Tensor]
 Answers = Mapping[str, Signals]  # teacher, or key of an Aggregate -> its signals
+Cotangents = Mapping[str, Mapping[str, np.ndarray]]  # teacher -> Signal.key -> a loss's gradient at that signal
 
 
 class Pending(Protocol):
@@ -43,11 +45,29 @@ class Source(Protocol):
         """Gives back what the source holds."""
 
 
+@runtime_checkable
+class Live(Protocol):
+    """A source whose teachers answer for any image, and with gradients at these; see through.py."""
+
+    asks: Asks
+    stats: Stats
+    backward: Stats
+
+    def ask(self, images: np.ndarray, asks: Asks, cotangents: Cotangents | None = None) -> Pending:
+        """Asks, of float images `[b c h w]`, for signals; with cotangents for `{SUM: {GRAD: dL/dimages}}` instead."""
+
+
 class Committee(Protocol):
     """The teachers of one actor (roles.Committee is one)."""
 
     def answer(self, fields: Mapping[str, Any], asks: Asks) -> Reply:
         """Encoded signals of one batch."""
+
+    def live(self, images: Tensor, asks: Asks) -> Answers:
+        """Signals of float images, with a graph that leads back to these."""
+
+    def input_grad(self, images: np.ndarray, asks: Asks, cotangents: Cotangents) -> Reply:
+        """The gradient at float images of a loss on the signals asked for."""
 
 
 @dataclass
@@ -77,6 +97,11 @@ def to_send(fields: Fields, inputs: str, beside: tuple[str, ...] = ()) -> dict[s
     return {name: fields[name].numpy() for name in (KEYS if inputs == "recipe" else ("images", *beside))}
 
 
+def num_bytes(cotangents: Cotangents | None) -> int:
+    """Bytes of all arrays."""
+    return sum(array.nbytes for own in (cotangents or {}).values() for array in own.values())
+
+
 @dataclass(frozen=True)
 class Done:
     """A request that is already answered."""
@@ -96,15 +121,29 @@ class InlineSource:
 
     def __init__(self, committee: Committee, asks: Asks) -> None:
         self.committee, self.asks = committee, asks
-        self.stats = Stats()
+        self.stats, self.backward = Stats(), Stats()
 
     def request(self, fields: Fields) -> Pending:
         """Computes the signals now."""
-        return self._done(self.committee.answer(fields, self.asks))
+        return self._done(self.committee.answer(fields, self.asks), self.stats)
 
-    def _done(self, reply: Reply) -> Done:
+    def ask(self, images: np.ndarray, asks: Asks, cotangents: Cotangents | None = None) -> Pending:
+        """Computes signals of float images, or their gradient, now; see Live."""
+        if cotangents is None:
+            return self._done(self.committee.answer({"images": images}, asks), self.stats)
+        return self._done(self.committee.input_grad(images, asks, cotangents), self.backward)
+
+    def live(self, images: Tensor, asks: Asks) -> Answers:
+        """Signals of float images, with a graph that leads back to these."""
+        started = time.perf_counter()
+        found = self.committee.live(images, asks)
         self.stats.requests += 1
-        self.stats.count(reply)
+        self.stats.teacher_s += time.perf_counter() - started
+        return found
+
+    def _done(self, reply: Reply, stats: Stats) -> Done:
+        stats.requests += 1
+        stats.count(reply)
         return Done(reply.decoded())
 
     def close(self) -> None:
@@ -122,4 +161,19 @@ class LocalSource(InlineSource):
         """Computes the signals now, out of a pickled copy of the request."""
         message = pickle.dumps(to_send(fields, self.inputs, self.asks.fields))
         self.stats.bytes_out += len(message)
-        return self._done(pickle.loads(pickle.dumps(self.committee.answer(pickle.loads(message), self.asks))))
+        return self._done(_copied(self.committee.answer(pickle.loads(message), self.asks)), self.stats)
+
+    def ask(self, images: np.ndarray, asks: Asks, cotangents: Cotangents | None = None) -> Pending:
+        """Computes signals of float images, or their gradient, now, out of a pickled copy of the request; see Live."""
+        message = pickle.dumps((images, cotangents))
+        stats = self.stats if cotangents is None else self.backward
+        stats.bytes_out += len(message)
+        images, cotangents = pickle.loads(message)
+        if cotangents is None:
+            return self._done(_copied(self.committee.answer({"images": images}, asks)), stats)
+        return self._done(_copied(self.committee.input_grad(images, asks, cotangents)), stats)
+
+
+def _copied(reply: Reply) -> Reply:
+    found: Reply = pickle.loads(pickle.dumps(reply))
+    return found

@@ -14,24 +14,29 @@ from torch import Tensor
 from raykd import catalogue, models
 from raykd.config import Job, Network, Teacher
 from raykd.data.batches import Batch, from_recipe
-from raykd.data.splits import open_data
+from raykd.data.splits import has_split, open_data
 from raykd.errors import ConfigError, ModelError
 from raykd.exchange import codec as codecs
 from raykd.exchange.asking import Ask, Asks
 from raykd.exchange.sources import InlineSource, LocalSource, Source
 from raykd.exchange.stored import StoreSource
-from raykd.roles.losses import Plan, plans
-from raykd.roles.network import Facts, branching_of, model_options, pick_device, structured
+from raykd.roles.losses import Plan, image_plans, plans
+from raykd.roles.network import Facts, branching_of, input_shape, model_options, pick_device, structured
 from raykd.roles.teacher import Committee, own_facts
 from raykd.roles.teacher import Teacher as TeacherRole
-from raykd.signals import Signal
+from raykd.signals import Signal, is_norm
 
 STAGE = "stage:"
 AT_ONE = ("mean_logits", "confidence", "entropy", "label")  # aggregators that read logits beside softmax(z / temperature)
 
 
 def facts(job: Job) -> Facts:
-    """Facts of the training data."""
+    """Facts of the training data; of a job that makes its own images, what they are to be like."""
+    if makes_images(job):
+        like = open_data(job.data, next(s for s in ("test", "eval") if has_split(job.data, s)))
+        return Facts(
+            job.synthesis.steps_per_epoch * (job.training.batch_size or 1), job.data.num_classes, like.shape, job.data.normalise
+        )
     train = open_data(job.data, "train", job.data_seed)
     shape = job.data.augmentation.out_shape(train.shape)
     return Facts(len(train), job.data.num_classes, shape, job.data.normalise)
@@ -64,7 +69,32 @@ def stages(job: Job, known: Facts) -> dict[str, list[str]]:
 
 def connect(job: Job, known: Facts) -> list[Plan]:
     """The job's losses, connected to layers that exist."""
-    return plans(job, stages(job, known), branches=branches(job.student, known))
+    return plans(job, stages(job, known), branches=branches(job.student, known), norms=norms(job, known))
+
+
+def norms(job: Job, known: Facts) -> dict[str, list[str]]:
+    """ "student" and each teacher -> the names of that model's batch norms, where a loss reads their statistics."""
+    methods = [m for loss in job.losses.values() for m in (catalogue.method(loss.method),)]
+    methods += [m.images for m in methods if m.images is not None]
+    if not any(is_norm(p.kind, catalogue.derived()) for m in methods for p in m.signals):
+        return {}
+    own = {name: own_facts(spec, known) for name, spec in job.teachers.items()}
+    specs: dict[str, Network] = {"student": job.student, **job.teachers}
+    return {
+        name: models.norms(meta_model(spec, own.get(name, known)), input_shape(spec, known)) for name, spec in specs.items()
+    }
+
+
+def makes_images(job: Job) -> bool:
+    """Whether a job has no images to learn from, and makes its own."""
+    return any(catalogue.method(loss.method).images is not None for loss in job.losses.values())
+
+
+def connect_images(job: Job, known: Facts) -> list[Plan]:
+    """What a job's own images minimise, connected to layers that exist."""
+    if not makes_images(job):
+        return []
+    return image_plans(job, stages(job, known), branches(job.student, known), norms(job, known))
 
 
 def branches(spec: Network, known: Facts) -> int:
@@ -204,4 +234,5 @@ def _restore(job: Job, spec: Teacher) -> Any:
 def couples_batch(plan: Plan) -> bool:
     """Whether a loss reads a signal that is reduced over the batch."""
     known = catalogue.derived()
-    return any(known[s.kind].per_batch for w in plan.wires for s in w.signals if s.kind in known)
+    every = [s for w in plan.wires for s in w.signals]
+    return any(is_norm(s.kind, known) or (s.kind in known and known[s.kind].per_batch) for s in every)

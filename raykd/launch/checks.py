@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from raykd import models
+from raykd import catalogue, models
 from raykd.config import Job, Network
 from raykd.data.batches import Plan as Order
 from raykd.data.normalise import Normalise
@@ -126,13 +126,22 @@ def _inspect(job: Job, path: str, spoiled: tuple[str, ...], beside: Mapping[str,
     """A resolved job with its stages; `path` goes before each fault, `beside` are the stages that run before it."""
     found = Inspection(job)
     collect = _Collector(found.faults, path, spoiled)
-    for check in (settings.names, settings.settings, settings.losses, settings.actors, settings.peers, settings.optimisation):
+    for check in (
+        settings.names,
+        settings.settings,
+        settings.losses,
+        settings.actors,
+        settings.peers,
+        settings.synthesis,
+        settings.optimisation,
+    ):
         collect.add(check(job))
     collect.add(settings.weights(job, tuple(beside)))
     stages = {**beside, **job.stages}
     if not collect.rests_on("data"):
         wrong, trains = _data(job)
         collect.add(wrong)
+        trains = trains and not collect.told("data.test")
         known = collect.of("data", lambda: assembly.facts(job)) if trains else None
         if known is not None and "student" not in job.teachers:
             share = len(job.peers) if job.exchange.shards == "disjoint" and job.peers else 1
@@ -184,8 +193,9 @@ def _models(job: Job, known: Facts, found: Inspection, collect: _Collector, stag
         plans: list[Plan] = []
         for name in job.losses:
             if not collect.told(f"losses.{name}") and not collect.rests_on(f"losses.{name}"):
-                plans += collect.of(f"losses.{name}", lambda name=name: _plans(job, name, built)) or []
+                plans += collect.of(f"losses.{name}", lambda name=name: _plans(job, name, built, known)) or []
         _signals(job, plans, built, known, found, collect)
+        _images(job, built, known, collect)
         for name in job.teachers:
             if not collect.told(f"teachers.{name}"):
                 where = f"teachers.{name}.store"
@@ -258,6 +268,25 @@ def _peers(job: Job, known: Facts, found: Inspection, collect: _Collector, stage
             if bound is not None and bound[0]:
                 found.connectors[f"{name}: {plan.label}"] = bound[0]
     found.notes += _peer_notes(job, known, built)
+
+
+def _images(job: Job, built: dict[str, shapes.Model], known: Facts, collect: _Collector) -> None:
+    """Whether what a job's own images minimise can be computed, and the generator makes them."""
+    name = next((n for n, loss in job.losses.items() if catalogue.method(loss.method).images is not None), None)
+    if name is None or collect.told(f"losses.{name}") or collect.told("synthesis.generator"):
+        return
+    plans = collect.of(f"losses.{name}", lambda: assembly.connect_images(job, known)) or []
+    batch = max((job.training.batch_size or 1) // job.launch.workers, 1)
+    seen = {}
+    for role, model in built.items():
+        wanted = [s for p in plans for s in (p.student if role == "student" else p.asks(role))]
+        where = "student" if role == "student" else f"teachers.{role}"
+        seen[role] = collect.of(where, lambda m=model, w=wanted: shapes.signals(m, w, known, batch))
+    if any(signals is None for signals in seen.values()):
+        return
+    for plan in plans:
+        collect.of(f"losses.{plan.name}", lambda plan=plan: shapes.bind(job, plan, seen, known, batch))
+    collect.of("synthesis", lambda: shapes.generator(job, known))
 
 
 def _bound(
@@ -334,11 +363,12 @@ def _shapes(spec: Network, known: Facts) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in assembly.meta_model(spec, known).state_dict().items()}
 
 
-def _plans(job: Job, name: str, built: dict[str, shapes.Model]) -> list[Plan]:
+def _plans(job: Job, name: str, built: dict[str, shapes.Model], known: Facts) -> list[Plan]:
     """One loss connected to layers that exist."""
     alone = dataclasses.replace(job, losses={name: job.losses[name]})
     named = {role: models.stages(model.module) for role, model in built.items()}
-    plans = connect(alone, named, branches=built["student"].branches)
+    norms = assembly.norms(alone, known)
+    plans = connect(alone, named, branches=built["student"].branches, norms=norms)
     for plan in plans:
         shapes.check_layers(plan, built)
     if job.losses[name].layers and not any(s.layer for plan in plans for w in plan.wires for s in w.signals):

@@ -27,6 +27,7 @@ from raykd.errors import DivergenceError, Interrupted, RaykdError, ResourceError
 from raykd.exchange.pool import PoolSource
 from raykd.exchange.sources import Source
 from raykd.exchange.stored import StoreSource
+from raykd.launch import synthesizers
 from raykd.launch.assembly import asks, groups, local_sources
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts
@@ -89,9 +90,16 @@ def work(rank: int, world: int, config: Mapping[str, Any]) -> None:
     if (folder / FATAL).exists():
         return
     job, plans, known = config["job"], config["plans"], config["facts"]
+    images, handles = config.get("images", []), config.get("synthesizers", [])
+    makers = (lambda _: synthesizers.of_worker(job, handles, rank)) if handles else None
+    setting = Setting(plans, known, folder, Asked(folder), images=images, makers=makers)
     try:
         found = learn(
-            rank, world, job, sources(job, plans, known, config["handles"], rank), Setting(plans, known, folder, Asked(folder))
+            rank,
+            world,
+            job,
+            sources(job, plans, known, config["handles"], rank),
+            setting,
         )
     except RaykdError as error:
         leave_error(folder, error, rank)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raykd.config import Job
+from raykd.config import Exchange, Job
 from raykd.data.splits import has_split, open_data
 from raykd.errors import Interrupted
 from raykd.exchange.mailbox import Mailbox
@@ -34,7 +35,7 @@ from raykd.schemes.offline import Learning, Meeting, Setting, learning
 from raykd.schemes.online import Copy, Near, Neighbour, PeerLink, learn_together, margin
 
 ROOM = "peers"
-STUDENT = "student.safetensors"
+STUDENT, DROPPED = "student.safetensors", "dropped.json"
 PATIENCE = 12  # times launch.start_timeout_s: how long measuring the peers together may take
 
 
@@ -49,7 +50,7 @@ class Group:
         folder: of the run.
         run: part of the actors' names.
         dropped: peers that the run goes on without.
-        at: step of the checkpoint that all have, -1 where there is none; None: each begins with its newest.
+        at: peer -> step of the checkpoint that it and all it exchanges with have, -1 where there is none; None: its newest.
         handles: of the teachers' replicas.
     """
 
@@ -59,7 +60,7 @@ class Group:
     folder: Path
     run: str = ""
     dropped: tuple[str, ...] = ()
-    at: int | None = None
+    at: Mapping[str, int | None] = field(default_factory=dict)
     handles: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def there(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -96,24 +97,52 @@ def members(
                 restart = job.launch.start_timeout_s if exchange.on_loss == "respawn" else 0.0
                 neighbours[other] = Far(other, group.actor(homes[other], rank), NAMESPACE, name, patience, restart)
         device = pick_device(part.job.launch.device, part.job.launch.gpus)
-        copies = {}
-        if exchange.what == "weights":
-            for other in listens:
+        copies: dict[str, Copy] = {}
+        absent: dict[str, Copy] = {}
+        for other in part.listens:
+            if exchange.what == "weights" or other in group.dropped:
                 asked = tuple(dict.fromkeys(s for plan in part.plans for s in plan.asks(other)))
-                copies[other] = Copy(group.parts[other].job.student, asked, group.facts, device)
-        link = PeerLink(name, exchange, boxes[name], neighbours, group.there(part.listeners), copies)
+                where = absent if other in group.dropped else copies
+                where[other] = Copy(group.parts[other].job.student, asked, group.facts, device)
+        link = PeerLink(name, exchange, boxes[name], neighbours, group.there(part.listeners), copies, absent)
         folder = group.folder / ROOM / name
         folder.mkdir(parents=True, exist_ok=True)
-        at = None if rejoin is not None else group.at
+        at = rejoin if rejoin is not None else group.at.get(name)
         meeting = Meeting(link, part.published, margin(exchange, len(job.peers)), at, rejoin)
-        setting = Setting(part.plans, group.facts, folder, should_stop or hosts.Asked(group.folder), meeting=meeting)
+        stop = _alive(boxes[name], should_stop or hosts.Asked(group.folder))
+        setting = Setting(part.plans, group.facts, folder, stop, meeting=meeting)
         if job.launch.backend == "local":
             sources = assembly.local_sources(part.job, part.plans, group.facts, pickled=True)
         else:
             sources = hosts.sources(part.job, part.plans, group.facts, group.handles, rank)
-        trainings[name] = learning(rank, world, part.job, sources, setting)
+        trainings[name] = learning(rank, world, _keeping(part.job, job, group.facts), sources, setting)
         links[name] = link
     return trainings, links
+
+
+def _alive(box: Mailbox, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """Asked before every step: the peer gets on, whether it exchanges anything or not."""
+
+    def asked() -> bool:
+        box.tick()
+        return should_stop()
+
+    return asked
+
+
+def _keeping(own: Job, job: Job, known: Facts) -> Job:
+    """The job of a peer, with as many more checkpoints as it may be ahead of others: all must have one of the same step."""
+    apart = (len(job.peers) - 1) * ahead(job.exchange) * job.exchange.every
+    between = job.training.checkpoint_every or max(1, known.num_samples // (job.training.batch_size or 1))
+    keep = job.training.keep_checkpoints + math.ceil(apart / between)
+    return dataclasses.replace(own, training=dataclasses.replace(own.training, keep_checkpoints=keep))
+
+
+def ahead(exchange: Exchange) -> int:
+    """Messages a peer may have out before it waits for one that listens: `exchange.ahead`, and what copies are late by; the
+    one a listener has taken last counts until it asks for the next."""
+    late = 0 if exchange.what == "signals" or exchange.staleness == "newest" else int(exchange.staleness)
+    return exchange.ahead + 1 + 2 * math.ceil(late / exchange.every)
 
 
 def boxes_of(group: Group, names: tuple[str, ...]) -> dict[str, Mailbox]:
@@ -121,7 +150,8 @@ def boxes_of(group: Group, names: tuple[str, ...]) -> dict[str, Mailbox]:
     exchange = group.job.exchange
     newest = exchange.what == "weights" and exchange.staleness == "newest"
     patience = exchange.timeout_s + group.job.launch.start_timeout_s
-    return {name: Mailbox(name, group.there(group.parts[name].listeners), exchange.ahead, newest, patience) for name in names}
+    most = ahead(exchange)
+    return {name: Mailbox(name, group.there(group.parts[name].listeners), most, newest, patience) for name in names}
 
 
 def gather(job: Job, parts: Mapping[str, Part], known: Facts, folder: Path, handles: Mapping[str, list[Any]]) -> Group:
@@ -130,19 +160,44 @@ def gather(job: Job, parts: Mapping[str, Part], known: Facts, folder: Path, hand
     lost = dropped(folder, tuple(job.peers))
     names = tuple(n for n in job.peers if n not in lost)
     newest = exchange.what == "weights" and exchange.staleness == "newest"
-    apart = not any(part.listens for part in parts.values())
-    steps = [{step for step, _ in checkpoints.committed(room / name / "checkpoints")} for name in names]
-    at = None if newest or apart else max(set.intersection(*steps), default=-1)
+    steps = {name: {step for step, _ in checkpoints.committed(room / name / "checkpoints")} for name in names}
+    at: dict[str, int | None] = dict.fromkeys(names)
+    for circle in circles({n: [o for o in parts[n].listens if o in names] for n in names}):
+        if len(circle) > 1 and not newest:
+            at |= dict.fromkeys(circle, max(set.intersection(*(steps[n] for n in circle)), default=-1))
     return Group(job, parts, known, folder, uuid.uuid4().hex[:8], tuple(lost), at, handles)
 
 
+def circles(listens: Mapping[str, list[str]]) -> list[set[str]]:
+    """Peers that exchange with each other, be it by way of others."""
+    found: list[set[str]] = []
+    for name, others in listens.items():
+        own = {name, *others}
+        joined = [circle for circle in found if circle & own]
+        found = [circle for circle in found if circle not in joined] + [own.union(*joined)]
+    return found
+
+
+def drop(folder: Path, name: str) -> None:
+    """Notes that the run goes on without a peer: for results, and for the next start."""
+    room = folder / ROOM / name
+    room.mkdir(parents=True, exist_ok=True)
+    step = max((int(record["step"]) for record in read(room / "metrics.jsonl", "step")), default=0)
+    (room / DROPPED).write_text(json.dumps({"step": step}) + "\n")
+
+
 def dropped(folder: Path, names: tuple[str, ...]) -> dict[str, int]:
-    """Peers that the others go on without, and from which step on, as these have recorded it."""
+    """Peers that the others go on without, and from which step on, as these have recorded it; where nobody listened, the last
+    step it did itself."""
     found: dict[str, int] = {}
     for name in names:
         for record in read(folder / ROOM / name / "metrics.jsonl", "dropped"):
             for peer in record.get("peers", []):
                 found[peer] = min(int(record["step"]), found.get(peer, int(record["step"])))
+    for name in names:
+        noted = folder / ROOM / name / DROPPED
+        if name not in found and noted.exists():
+            found[name] = int(json.loads(noted.read_text())["step"])
     return found
 
 

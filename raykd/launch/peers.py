@@ -18,7 +18,7 @@ from raykd.errors import Interrupted, LostError, RaykdError, ResourceError, Sour
 from raykd.exchange.mailbox import Status
 from raykd.launch import hosts
 from raykd.launch.cluster import NAMESPACE
-from raykd.launch.online import ROOM, Group, boxes_of, members
+from raykd.launch.online import ROOM, Group, boxes_of, drop, members
 from raykd.launch.peering import together
 from raykd.schemes.online import learn_together
 
@@ -103,6 +103,8 @@ class Watch:
         self.processes = {
             process: _Process(group.there(names)) for process, names in together(group.job).items() if group.there(names)
         }
+        exchange = group.job.exchange
+        self.timed = exchange.what == "signals" or exchange.staleness != "newest"  # whether one waits for another
         self.dropped: list[str] = []
         self.respawned: dict[str, int] = {}
 
@@ -215,6 +217,8 @@ class Watch:
         if exchange.on_loss == "drop":
             process.ended = True
             self.dropped += process.names
+            for peer in process.names:
+                drop(self.group.folder, peer)
             self._leave(process.names)
             if all(n in self.dropped for p in self.processes.values() for n in p.names):
                 raise SourceError(f"All peers are lost; the last was {who} ({why}). Their last checkpoints are intact: resume.")
@@ -240,7 +244,9 @@ class Watch:
     def _rejoin(self, lost: _Process) -> int | None:
         """The first step at which the others need what these peers publish, or of which these have not heard them; it is known
         once every one that listens to them waits for them."""
-        others = [p for p in self.processes.values() if p is not lost and not p.ended]
+        if not self.timed:
+            return None
+        others = [p for p in self.processes.values() if p is not lost and p.workers]
         deadline = time.monotonic() + SETTLE_S
         while True:
             self.poll()
@@ -257,12 +263,13 @@ class Watch:
             if waiting == listening or time.monotonic() > deadline:
                 break
             time.sleep(POLL_S)
-        needed = [seen[n].step for n in waiting]
-        needed += [s.owed[name] for s in seen.values() for name in lost.names if name in s.owed]
+        exchange = self.group.job.exchange
+        late = int(exchange.staleness) if exchange.what == "weights" else 0
+        needed = [max(0, seen[n].step - late) if n in waiting else seen[n].step + exchange.every for n in listening]
+        needed += [s.owed[name] + late for s in seen.values() for name in lost.names if name in s.owed]
         if not needed:
             needed = [s.step for n, s in seen.items() if not s.ended and set(self.group.parts[n].listeners) & set(lost.names)]
-        every = self.group.job.exchange.every
-        return min(needed) // every * every if needed else None
+        return min(needed) // exchange.every * exchange.every if needed else None
 
     def _drain(self) -> None:
         """After an error of one, or a stop: lets the others come to their own end, for a while."""

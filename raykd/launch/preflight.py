@@ -38,6 +38,9 @@ def needs(job: Job) -> list[Need]:
     found = [Need("student workers", launch.workers, workers, WORKER_SETTINGS, launch.placement_strategy)]
     if job.peers:
         found = _peers(job)
+    if job.synthesis.mode == "bank":
+        own, setting = job.synthesis, "synthesis.synthesizers, .cpus or .gpus"
+        found.append(Need("synthesizers", own.synthesizers, _resources(own.cpus, own.gpus, own.resources), setting))
     shared: dict[str, list[str]] = {}
     for name, teacher in job.teachers.items():
         if teacher.placement == "pool" or (teacher.placement == "store" and teacher.fill == "pool"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -44,9 +44,16 @@ class Replica:
 
     async def answer(self, fields: dict[str, Any], asks: Asks) -> Reply:
         """Encoded signals of one batch."""
+        return await self._reply(self._committee.answer, fields, asks)
+
+    async def input_grad(self, images: np.ndarray, asks: Asks, cotangents: dict[str, dict[str, np.ndarray]]) -> Reply:
+        """The gradient at float images of a loss on the signals asked for."""
+        return await self._reply(self._committee.input_grad, images, asks, cotangents)
+
+    async def _reply(self, made_by: Callable[..., Reply], *given: Any) -> Reply:
         self._queue += 1
         try:
-            reply = await asyncio.get_running_loop().run_in_executor(self._thread, self._committee.answer, fields, asks)
+            reply = await asyncio.get_running_loop().run_in_executor(self._thread, made_by, *given)
         finally:
             self._queue -= 1
         reply.queue = self._queue

@@ -404,26 +404,46 @@ def _local(
         watcher.poll()
         return watcher.stopping or asked()
 
-    return teachers, learn(0, 1, job, sources, Setting(plans, known, folder, should_stop))
+    images = assembly.connect_images(job, known)
+    makers = None
+    if images and job.synthesis.mode == "bank":
+        from raykd.launch.synthesizers import own_sources
+        from raykd.schemes.data_free import Here
+
+        def makers(device: torch.device) -> Here:
+            return Here(job, images, known, own_sources(job, known), device)
+
+    return teachers, learn(0, 1, job, sources, Setting(plans, known, folder, should_stop, images=images, makers=makers))
 
 
 def _on_ray(
     path: str, job: Job, plans: list[Plan], known: Facts, folder: Path, watcher: _Watcher
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    from raykd.launch import hosts, replicas
+    from raykd.launch import hosts, replicas, synthesizers
 
     watcher.observer.note(f"Resources: {_fitted(job).text}.")
-    handles = replicas.start(job, known)
+    handles, makers = replicas.start(job, known), []
     try:
         watcher.check()
         found = replicas.accuracies(job, known, handles, _teacher_split(job)) if job.teachers else {}
         teachers = _told(path, job, known, found, watcher)
-        config = {"job": job, "plans": plans, "facts": known, "folder": str(folder), "handles": handles}
+        images = assembly.connect_images(job, known)
+        makers = synthesizers.start(job, images, known)
+        config = {
+            "job": job,
+            "plans": plans,
+            "images": images,
+            "facts": known,
+            "folder": str(folder),
+            "handles": handles,
+            "synthesizers": makers,
+        }
         watcher.check()
         host = hosts.train if job.launch.host == "train" else hosts.actors
         host(job, config, watcher.poll)
     finally:
         replicas.stop(handles)
+        synthesizers.stop(makers)
     error = hosts.fatal(folder)
     if error is not None:
         raise error

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from raykd import catalogue
+from raykd import catalogue, models
 from raykd.config import Job, Loss, Network, Student
 from raykd.data.splits import has_split
 from raykd.errors import RaykdError, near
@@ -19,11 +19,11 @@ from raykd.exchange import codec as codecs
 from raykd.launch import assembly, peering
 from raykd.roles.losses import schedule
 from raykd.roles.optimisation import optimizer, rate
-from raykd.signals import EMA, SOURCES
+from raykd.signals import EMA, SOURCES, VIEWS
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
 HEARD = ("prepare", "on_epoch", "stages", "before_forward", "after_forward", "step")  # hooks that a scheme calls
-SCHEMES = ("offline", "online")
+SCHEMES = ("offline", "online", "data_free")
 SHARED = ("replicas", "inputs", "resources", "max_restarts", "on_loss", "codec")  # settings of an actor, not of a teacher
 
 
@@ -210,6 +210,66 @@ def peers(job: Job) -> list[str]:
     return found
 
 
+def synthesis(job: Job) -> list[str]:
+    """What a job that makes its own images cannot have."""
+    making = [name for name, loss in job.losses.items() if catalogue.method(loss.method).images is not None]
+    if not making:
+        plain = job.synthesis == type(job.synthesis)()
+        return [] if plain else ["synthesis: no loss of this job makes images. Leave it out, or add one, such as dfad."]
+    found = []
+    if len(making) > 1:
+        found.append(f"losses: expected one that makes images, got {', '.join(making)}. Leave all but one out.")
+    if job.peers:
+        found.append("peers: images are made for one student. Use a job of one student.")
+    if job.baseline:
+        found.append("baseline: without images to learn from there is no student alone. Leave it out.")
+    if not (has_split(job.data, "eval") or has_split(job.data, "test")):
+        found.append(
+            "data.test: expected images to measure on, which say how large the made ones are. Set data.test or data.eval."
+        )
+    if job.data.augmentation != type(job.data.augmentation)():
+        found.append("data.augmentation: made images are not augmented. Leave it out.")
+    for setting in ("limit", "per_class", "shard", "augmentation_epochs"):
+        if getattr(job.data, setting) is not None:
+            found.append(f"data.{setting}: it is of training images, and this job makes its own. Leave it out.")
+    if job.data.holdout or job.data.noisy_labels:
+        found.append(
+            "data.holdout, data.noisy_labels: they are of training images, and this job makes its own. Leave them out."
+        )
+    for name, teacher in job.teachers.items():
+        wanted = {"inputs": "pixels", "codec": "dense", "on_loss": "stop"}
+        found += [
+            f"teachers.{name}.{setting}: images that are made need {value!r}. Set it."
+            for setting, value in wanted.items()
+            if getattr(teacher, setting) != value
+        ]
+        if teacher.placement == "store":
+            found.append(f"teachers.{name}.placement: nothing is kept of images that are made. Use pool or inline.")
+        if teacher.label_map is not None:
+            found.append(f"teachers.{name}.label_map: images are made for teachers of all classes. Leave it out.")
+    for name, loss in job.losses.items():
+        method = catalogue.method(loss.method)
+        of_data = {"num_samples", "dataset_labels"} & {*method.parameters, *method.build_parameters}
+        if of_data:
+            found.append(
+                f"losses.{name}: {method.slug} keeps something of each training image, and there are none. Use another."
+            )
+    spec, launch = job.synthesis, job.launch
+    if spec.mode == "bank":
+        if spec.synthesizers < launch.workers:
+            found.append(f"synthesis.synthesizers: expected one for each of {launch.workers} workers. Raise it.")
+        if (spec.start or 1) > (spec.capacity or 1):
+            found.append(f"synthesis.start: expected at most synthesis.capacity, {spec.capacity} batches, got {spec.start}.")
+        if spec.reset == "never" and (spec.synthesizers > 1 or spec.max_restarts):
+            found.append("synthesis.reset: a generator that goes on cannot be moved. Set synthesizers=1 and max_restarts=0.")
+    known = models.generators()
+    if job.synthesis.generator not in known:
+        found.append(
+            f"synthesis.generator: no generator {job.synthesis.generator!r}. {near(str(job.synthesis.generator), known)}"
+        )
+    return found
+
+
 def _modes(job: Job, methods: Mapping[str, catalogue.Method]) -> list[str]:
     """Ways of exchange that contradict each other."""
     exchange, found = job.exchange, []
@@ -237,10 +297,25 @@ def _modes(job: Job, methods: Mapping[str, catalogue.Method]) -> list[str]:
     if job.training.accumulate > 1:
         found.append("training.accumulate: peers exchange whole batches. Set it to 1.")
     for name, m in methods.items():
-        late = m.teacher_role is not None and SOURCES[m.teacher_role] == "peers"
-        if late and {"before_forward", "step"} & set(m.hooks):
+        if not _hears_peers(job, name, m):
+            continue
+        if {"before_forward", "step"} & set(m.hooks):
             found.append(f"losses.{name}: {m.slug} needs its teachers before the student's forward; peers answer after it.")
+        drawn = [p.name for p in m.signals if p.role in SOURCES and set((p.view or "").split("_")) & set(VIEWS)]
+        if drawn:
+            found.append(
+                f"losses.{name}: {m.slug} reads {drawn[0]}, which only a frozen teacher answers. Add one to `teachers`."
+            )
     return found
+
+
+def _hears_peers(job: Job, name: str, method: catalogue.Method) -> bool:
+    """Whether a loss listens to a peer, whatever it calls it."""
+    role = method.teacher_role
+    if role is None:
+        return False
+    named = set(job.losses[name].teachers)
+    return bool(named & set(job.peers)) if named else SOURCES[role] == "peers" or not job.teachers
 
 
 def actors(job: Job) -> list[str]:

@@ -20,7 +20,8 @@ from raykd.launch import assembly
 from raykd.roles.learner import shapes_of, without_ema
 from raykd.roles.losses import BoundLoss, Plan
 from raykd.roles.network import Facts, Tapped, branching_of, input_shape, model_options, structured
-from raykd.signals import Signal, Signals
+from raykd.roles.synthesizer import generator_of
+from raykd.signals import Signal, Signals, is_norm
 
 META = torch.device("meta")
 FEW = 4  # samples for a model that has to run on the CPU
@@ -104,11 +105,15 @@ def signals(found: Model, wanted: list[Signal], known: Facts, batch: int) -> Sig
         raise ModelError(f"{found.spec.model}: expected one tensor of logits, got {type(seen['logits']).__name__}.")
     kinds = catalogue.derived()
     coupled = {s.key for s in wanted if s.kind in kinds and kinds[s.kind].per_batch}
-    shapes = {k: (batch, batch) if k in coupled else (batch, *v.shape[1:]) for k, v in seen.items()}
+    whole = {s.key for s in wanted if is_norm(s.kind, kinds)}
+    shapes = {k: (batch, batch) if k in coupled else (batch, *v.shape[1:]) for k, v in seen.items() if k not in whole}
+    shapes |= {key: tuple(seen[key].shape) for key in whole}
     return {key: torch.empty(shape, dtype=seen[key].dtype, device=META) for key, shape in shapes.items()}
 
 
-def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch: int) -> tuple[int, bool]:
+def bind(
+    job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch: int, images: bool = False
+) -> tuple[int, bool]:
     """Builds a loss from shapes and calls it once.
 
     Args:
@@ -117,6 +122,7 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
         seen: "student" and each teacher -> its signals; of an aggregate, its key too.
         known: of the data.
         batch: samples of a worker's batch.
+        images: whether the images minimise it: then teachers' signals lead back to them.
 
     Returns:
         (trainable parameters beside the student, whether the loss couples the batch).
@@ -125,6 +131,8 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
         RaykdError: the shapes do not fit, or the loss answers with something that is no loss.
     """
     roles: dict[str, Any] = {"student": {k: _trained(v) for k, v in seen["student"].items()}, "ema": seen["student"]}
+    if images:
+        seen = {role: {k: _trained(v) for k, v in own.items()} for role, own in seen.items()}
     role = plan.role or "teacher"
     if plan.aggregate is not None and len({tuple(seen[t]["logits"].shape) for t in plan.teachers}) > 1:
         got = ", ".join(f"{t} {seen[t]['logits'].shape[-1]}" for t in plan.teachers)
@@ -140,6 +148,7 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
             loss.to(torch.float64 if job.student.dtype == "float64" else torch.float32)
             fields = {name: torch.zeros(batch, dtype=torch.int64) for name in ("labels", "sample_index")}
             fields["images"] = torch.zeros((batch, *known.shape), dtype=torch.uint8)
+            fields["latents"] = torch.zeros((batch, job.synthesis.latent or 1))
             terms = _call(loss, fields, roles)
     except RaykdError:
         raise
@@ -152,9 +161,25 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
             "Look at that line, or choose other layers."
         ) from error
     if terms is not None:
-        _check_terms(terms, batch)
+        _check_terms(terms, batch, "the images" if images else "the student")
     coupled = terms is not None and any(value.ndim == 0 for value in terms.values())
     return sum(p.numel() for p in loss.parameters()), coupled or assembly.couples_batch(plan)
+
+
+def generator(job: Job, known: Facts) -> None:
+    """Builds the generator and makes images with it, by shapes alone.
+
+    Raises:
+        RaykdError: no such generator, or it makes images of another shape.
+    """
+    spec = job.synthesis
+    with torch.random.fork_rng(devices=[]), META:
+        made = generator_of(job, known)
+        images = made(torch.zeros(FEW, spec.latent or 1), torch.zeros(FEW, dtype=torch.int64))
+    if tuple(images.shape[1:]) != known.shape:
+        raise ModelError(
+            f"{spec.generator}: expected images of {known.shape}, got {tuple(images.shape[1:])}. Change its options."
+        )
 
 
 def _call(loss: BoundLoss, fields: Mapping[str, Tensor], roles: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -170,7 +195,7 @@ def _call(loss: BoundLoss, fields: Mapping[str, Tensor], roles: Mapping[str, Any
         raise error.__cause__ from None
 
 
-def _check_terms(terms: Mapping[str, Any], batch: int) -> None:
+def _check_terms(terms: Mapping[str, Any], batch: int, of: str) -> None:
     wanted = f"one value a sample [{batch}], or [] where the loss couples the batch (or a dict of such)"
     for name, value in terms.items():
         where = f" ({name})" if name else ""
@@ -179,7 +204,8 @@ def _check_terms(terms: Mapping[str, Any], batch: int) -> None:
         if tuple(value.shape) not in ((), (batch,)):
             raise SignalError(f"expected {wanted}, got {list(value.shape)}{where}. Sum or average over the other axes.")
     if not any(value.requires_grad for value in terms.values()):
-        raise SignalError("expected a loss that depends on the student, got one without a gradient. Use a student's signal.")
+        use = "a student's signal" if of == "the student" else "a signal of theirs"
+        raise SignalError(f"expected a loss that depends on {of}, got one without a gradient. Use {use}.")
 
 
 def _trained(value: Tensor) -> Tensor:

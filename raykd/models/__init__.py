@@ -10,7 +10,9 @@ with Taps(model, ["stage-1", "logits"]) as taps:
 from raykd.models.addresses import Layer, classifier, layers, resolve, stages
 from raykd.models.branching import Branched, branched
 from raykd.models.factory import build, build_default, check_published
+from raykd.models.generators import generator, generators
 from raykd.models.measure import Cost, cost, fingerprint
+from raykd.models.norms import norm_statistics, norms
 from raykd.models.taps import Taps
 from raykd.models.weights import load_weights, pretrained, resolve_pretrained
 from raykd.models.zoo import names
@@ -27,9 +29,13 @@ __all__ = [
     "classifier",
     "cost",
     "fingerprint",
+    "generator",
+    "generators",
     "layers",
     "load_weights",
     "names",
+    "norm_statistics",
+    "norms",
     "pretrained",
     "resolve",
     "resolve_pretrained",

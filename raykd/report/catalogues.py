@@ -14,7 +14,7 @@ from raykd import catalogue, signals
 from raykd.catalogue import Method
 from raykd.errors import ConfigError, near
 from raykd.report.console import print_table
-from raykd.report.tables import plain
+from raykd.report.words import plain
 
 KINDS = ("methods", "models", "recipes", "signals", "aggregators")
 BASE_SIGNALS = {
@@ -22,6 +22,14 @@ BASE_SIGNALS = {
     "embedding": "pooled input of the classifier, [b d]",
     "feature": "output of a layer of the job's choice, [b c h w] or [b l d]",
     "input_grad": "gradient with respect to the images",
+}
+WHOM = {
+    "teacher": "each teacher in turn, or each peer in a job without teachers",
+    "teachers": "all teachers at once, or all peers it hears in a job without teachers",
+    "peer": "each neighbouring peer in turn",
+    "peers": "all neighbouring peers at once",
+    "ema": "its own averaged copy",
+    "previous": "itself at an earlier step",
 }
 ELSEWHERE = "Also timm:<name>, torchvision:<name>, wrn_<depth>_<width> and your own package.module:factory."
 
@@ -50,7 +58,7 @@ def print_listing(console: Console, kind: str, found: Mapping[str, Any]) -> None
     if kind == "methods":
         head = ("method", "section", "folder", "scheme", "signals", "options", "paper")
         body = [
-            (m["slug"], m["section"], m["folder"], m["scheme"], _lines(m["signals"]), _options(m), _short(m["paper"]))
+            (m["slug"], m["section"], m["folder"], _scheme(m), _lines(m["signals"]), _options(m), _short(m["paper"]))
             for m in found["methods"]
         ]
         print_table(console, head, body)
@@ -84,6 +92,8 @@ def method_data(method: Method) -> dict[str, Any]:
         "scheme": method.scheme,
         "signals": list(method.parameters),
         "options": {name: _option(option) for name, option in method.options.items()},
+        "roles": [role for role in signals.ROLES if role in method.roles],
+        "branching": plain(dict(method.branching)),
         "layers": list(method.layers),
         "trains": method.trains,
         "hooks": list(method.hooks),
@@ -108,6 +118,8 @@ def print_method(console: Console, page: Mapping[str, Any]) -> None:
     facts = {
         "paper": page["paper"],
         "signals": ", ".join(page["signals"]),
+        "learns from": _teachers(page),
+        "branches": branching_words(page["branching"]) or "none",
         "layers": ", ".join(page["layers"]) or "none",
         "trains or remembers": "yes, see its Module" if page["trains"] else "nothing beside the student",
         "hooks": ", ".join(page["hooks"]) or "none",
@@ -119,6 +131,34 @@ def print_method(console: Console, page: Mapping[str, Any]) -> None:
     if body:
         print_table(console, ("option", "type", "default"), body, "Options: losses.<name>.<option>")
     console.print(Text(page["doc"]))
+
+
+def branching_words(branching: Mapping[str, Any]) -> str:
+    """How a model has several branches, short: `split in 3 after stage1`; empty where it has one."""
+    kind, at = branching.get("kind"), branching.get("at")
+    own = ", each on its own view" if branching.get("views") == "own" else ""
+    places = at if isinstance(at, str) or at is None else ", ".join(at)
+    if kind == "split":
+        return f"split in {branching.get('count') or 2}" + (f" after {places}" if places else "") + own
+    if kind == "exits":
+        after = {None: "the hidden stages", "hidden": "the hidden stages", "stages": "all stages"}.get(places, places)
+        outputs = f" of {branching['classes']} outputs a class" if branching.get("classes", 1) > 1 else ""
+        return f"exits after {after}{outputs}{own}"
+    if kind == "widths":
+        return f"{branching.get('count') or 2} widths, {branching.get('least', 0.25):g} to 1{own}"
+    return f"head of {branching.get('outputs', 128)} axes{own}" if kind == "heads" else ""
+
+
+def _scheme(method: Mapping[str, Any]) -> str:
+    kind = method["branching"].get("kind")
+    return f"{method['scheme']}, {kind}" if kind else str(method["scheme"])
+
+
+def _teachers(method: Mapping[str, Any]) -> str:
+    """Whom a method's loss listens to, in words."""
+    found = [WHOM[role] for role in method["roles"] if role in WHOM]
+    nobody = "the branches of its own model" if method["branching"] else "nobody else"
+    return "; ".join(found) or nobody
 
 
 def _section(section: str | None) -> list[Method]:

@@ -22,7 +22,7 @@ def print_table(console: Console, head: Sequence[str], body: Sequence[Sequence[s
     for place, name in enumerate(head):
         column = [row[place] for row in body]
         numeric = bool(column) and all(not cell or cell[0].isdigit() or cell in ("-", "none") for cell in column)
-        table.add_column(name, justify="right" if numeric else "left")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in body:
         table.add_row(*(Text(cell) for cell in row))
     if title:

@@ -13,6 +13,8 @@ from typing import Any
 Record = Mapping[str, Any]
 WINDOW = 50
 WARM_UP = 10
+SHORTEST_S = 0.1
+PEERS_WAIT = "peers_wait_s"
 
 
 class Follower:
@@ -106,6 +108,16 @@ class Progress:
         return wait_share(list(self._recent)[WARM_UP:]) if self.live_steps >= WINDOW else None
 
     @property
+    def peer_wait_share(self) -> float | None:
+        """Share of the step time spent waiting for peers, over the newest steps."""
+        return wait_share(self._recent, PEERS_WAIT)
+
+    @property
+    def settled_peer_wait_share(self) -> float | None:
+        """The same once, over a full window without the first steps; None before."""
+        return wait_share(list(self._recent)[WARM_UP:], PEERS_WAIT) if self.live_steps >= WINDOW else None
+
+    @property
     def loss(self) -> float | None:
         """Mean loss of the newest steps."""
         return self._mean([r.get("loss") for r in self._newest()])
@@ -124,7 +136,10 @@ class Progress:
         if self._from is None or self.step <= self._from[1] or self.total_steps < self.step:
             return None
         started, first = self._from
-        return (self._clock() - started) / (self.step - first) * (self.total_steps - self.step)
+        elapsed = self._clock() - started
+        if elapsed < SHORTEST_S:
+            return None  # all that is known was read at once
+        return elapsed / (self.step - first) * (self.total_steps - self.step)
 
     def _newest(self) -> list[Record]:
         return list(self._recent)[-20:]
@@ -138,8 +153,8 @@ class Progress:
         return sum(known) / len(known) if known else None
 
 
-def wait_share(records: Iterable[Record]) -> float | None:
-    """Share of the step time spent waiting for teachers; None where no time was recorded."""
+def wait_share(records: Iterable[Record], name: str = "wait_s") -> float | None:
+    """Share of the step time spent waiting: for teachers, or for peers (PEERS_WAIT); None where no time was recorded."""
     records = list(records)
     seconds = sum(r.get("step_s") or 0.0 for r in records)
-    return sum(r.get("wait_s") or 0.0 for r in records) / seconds if seconds > 0 else None
+    return sum(r.get(name) or 0.0 for r in records) / seconds if seconds > 0 else None

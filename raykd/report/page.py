@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raykd.report import runs, tables
+from raykd.report import peer_plots, peer_tables, plots, runs, tables, words
 from raykd.report.follow import wait_share
-from raykd.report.plots import plots
 
 CSS = """
 :root { color-scheme: light; }
@@ -36,6 +35,11 @@ CAPTIONS = {
     "accuracy": "Top-1 on the eval split by epoch",
     "rate": "Learning rate by step",
     "wait": "Share of the step time spent waiting for teachers",
+    "branches": "Top-1 of each branch on the eval split by epoch",
+    "peers_loss": "Loss of each peer by step",
+    "peers_accuracy": "Top-1 of each peer on the eval split by epoch",
+    "peers_rate": "Learning rate of each peer by step",
+    "peers_wait": "Share of the step time that each peer spent waiting for peers",
 }
 
 
@@ -49,7 +53,7 @@ def write_page(folder: Path) -> Path:
         ConfigError: this is no run folder.
     """
     run = runs.load(folder)
-    text = _document(run, plots(folder))
+    text = _document(run, peer_plots.plots(run) if run.peers else plots.plots(folder))
     path = folder / "report.html"
     part = folder / f".report.{os.getpid()}"
     part.write_text(text, encoding="utf-8")
@@ -64,10 +68,10 @@ def _document(run: runs.Run, pictures: Sequence[Path]) -> str:
     parts += [f'<div class="flag">{_escape(flag)}</div>' for flag in tables.flags(result)]
     if run.result is not None:
         parts += _accuracies(result)
-    parts += ["<h2>Curves</h2>", *_curves(run, pictures)]
+    parts += ["<h2>Curves</h2>", *_curves(run, pictures), *_exchange(run, result)]
     traffic = tables.exchange(result, runs.images_per_request(run))
     if traffic:
-        wait = f"Waiting for teachers took {tables.percent(wait_share(run.steps), 1)} of the step time. "
+        wait = f"Waiting for teachers took {words.percent(wait_share(run.steps), 1)} of the step time. "
         note = f"{wait}Bytes a sample: signals received, protocol left out; counts since the last resume. Measured here."
         parts += ["<h2>Exchange with the teachers</h2>", _table(tables.EXCHANGE_HEAD, traffic), f'<p class="note">{note}</p>']
     parts += _settings(run.job)
@@ -81,6 +85,9 @@ def _document(run: runs.Run, pictures: Sequence[Path]) -> str:
 
 
 def _lead(run: runs.Run) -> str:
+    if run.result is None and run.peers:
+        done = ", ".join(f"{name} {peer.steps[-1]['step'] if peer.steps else 0:,}" for name, peer in run.peers.items())
+        return f"Not finished: steps recorded: {done}."
     if run.result is None:
         steps = run.steps[-1]["step"] if run.steps else 0
         return f"Not finished: {steps:,} steps recorded."
@@ -97,7 +104,24 @@ def _accuracies(result: tables.Result) -> list[str]:
         "Top-1 / top-5 in per cent. Best is the best epoch on the eval split, chosen after the fact; last is what training "
         "ended with. Epochs are counted from 1 here, from 0 in the files. The last column says where each number comes from."
     )
-    return [*parts, f'<p class="note">{note}</p>']
+    parts.append(f'<p class="note">{note}</p>')
+    several = peer_tables.branches(result)
+    if several:
+        note = "Branch 0 is the plain model, which is exported; the ensemble is the mean of the probabilities. Measured here."
+        parts += ["<h2>Branches</h2>", _table(peer_tables.BRANCHES, several), f'<p class="note">{note}</p>']
+    return parts
+
+
+def _exchange(run: runs.Run, result: tables.Result) -> list[str]:
+    """Peers: what travelled, who was lost and who came back."""
+    parts, rows = [], peer_tables.edges(result)
+    if rows:
+        note = f"{peer_tables.EDGES_NOTE} Measured here."
+        parts += ["<h2>Exchange among the peers</h2>", _table(peer_tables.EDGES, rows), f'<p class="note">{note}</p>']
+    if run.events:
+        lines = "".join(f"<li>{_escape(peer_tables.event_text(event))}</li>" for event in run.events)
+        parts += ["<h2>Lost and back</h2>", f"<ul>{lines}</ul>"]
+    return parts
 
 
 def _curves(run: runs.Run, pictures: Sequence[Path]) -> list[str]:
@@ -107,9 +131,11 @@ def _curves(run: runs.Run, pictures: Sequence[Path]) -> list[str]:
     for path in pictures:
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         images.append(f'<img alt="{CAPTIONS[path.stem]}" src="data:image/png;base64,{data}">')
-    missing = [] if run.evals else ['<p class="note">No evaluation was recorded: the job has no eval split.</p>']
-    lines = " ".join(runs.curve_lines(runs.curves(run)))
-    return [f'<div class="plots">{"".join(images)}</div>', *missing, f'<p class="note">{_escape(lines)} Measured here.</p>']
+    evaluated = run.evals or any(peer.evals for peer in run.peers.values())
+    missing = [] if evaluated else ['<p class="note">No evaluation was recorded: the job has no eval split.</p>']
+    told = runs.all_curve_lines(run) if run.peers else [" ".join(runs.all_curve_lines(run))]
+    lines = [f'<p class="note">{_escape(line)} Measured here.</p>' for line in told]
+    return [f'<div class="plots">{"".join(images)}</div>', *missing, *lines]
 
 
 def _settings(job: Mapping[str, Any]) -> list[str]:
@@ -127,18 +153,21 @@ def _settings(job: Mapping[str, Any]) -> list[str]:
 
 
 def changed_settings(job: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """(path, value) of every setting of a job.json that is not the default; of teachers, against a teacher's defaults."""
-    from raykd.config import Job, Teacher
+    """(path, value) of every setting of a job.json that is not the default; of teachers and peers, against theirs."""
+    from raykd.config import Job, Peer, Teacher
     from raykd.resolve import to_dict
 
     plain = json.loads(json.dumps(to_dict(Job())))
-    default = dict(tables.flatten(plain))
-    teacher = dict(tables.flatten(json.loads(json.dumps(to_dict(Teacher()))), "*"))
+    default = dict(words.flatten(plain))
+    defaults = {
+        room: dict(words.flatten(json.loads(json.dumps(to_dict(kind))), "*"))
+        for room, kind in (("teachers", Teacher()), ("peers", Peer()))
+    }
     found = []
-    for path, value in tables.flatten(job):
+    for path, value in words.flatten(job):
         head, _, rest = path.partition(".")
-        wanted = teacher.get(f"*.{rest.partition('.')[2]}") if head == "teachers" else default.get(path)
-        known = path in default or (head == "teachers" and f"*.{rest.partition('.')[2]}" in teacher)
+        of, place = (defaults[head], f"*.{rest.partition('.')[2]}") if head in defaults else (default, path)
+        known, wanted = path in default or place in of, of.get(place)
         if not path.startswith("stages.") and not (known and wanted == value) and value != {}:
             found.append((path, value))
     return found

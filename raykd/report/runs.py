@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.text import Text
 
 from raykd.errors import ConfigError
-from raykd.report import tables
+from raykd.report import peer_tables, tables, words
 from raykd.report.console import print_table
-from raykd.report.follow import Record, wait_share
+from raykd.report.follow import PEERS_WAIT, Record, wait_share
+from raykd.report.peer_watch import ROOM
 from raykd.report.terminal import print_result
 from raykd.roles.recorder import read
 
@@ -24,13 +25,18 @@ EDGE = 20
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read. `result` is None while the run is not finished; `job` is empty where job.json is missing."""
+    """A run folder, read. `result` is None while the run is not finished; `job` is empty where job.json is missing.
+
+    Of a run of peers, `peers` holds each one's folder, and `events` who was lost and who came back.
+    """
 
     folder: Path
     result: Mapping[str, Any] | None
     job: Mapping[str, Any]
     steps: Sequence[Record]
     evals: Sequence[Record]
+    peers: Mapping[str, Run] = field(default_factory=dict)
+    events: Sequence[Mapping[str, Any]] = ()
 
 
 def load(folder: Path) -> Run:
@@ -40,11 +46,15 @@ def load(folder: Path) -> Run:
         ConfigError: the folder holds neither a result nor metrics nor a job.
     """
     metrics = folder / "metrics.jsonl"
-    if not any((folder / name).is_file() for name in ("result.json", "metrics.jsonl", "job.json")):
+    places = {path.parent.name: path for path in sorted(folder.glob(f"{ROOM}/*/metrics.jsonl"))}
+    if not places and not any((folder / name).is_file() for name in ("result.json", "metrics.jsonl", "job.json")):
         raise ConfigError(f"Folder {folder}: expected a run folder (job.json, metrics.jsonl, result.json), got none of these.")
-    return Run(
-        folder, _json(folder / "result.json"), _json(folder / "job.json") or {}, read(metrics, "step"), read(metrics, "eval")
-    )
+    job = _json(folder / "job.json") or {}
+    order = [name for name in job.get("peers") or {} if name in places] or list(places)
+    peers = {n: Run(places[n].parent, None, {}, read(places[n], "step"), read(places[n], "eval")) for n in order}
+    told = {n: [r for k in ("dropped", "rejoined") for r in read(places[n], k)] for n in order}
+    happened = peer_tables.events({n: [*own, *peer_tables.noted(places[n].parent)] for n, own in told.items()})
+    return Run(folder, _json(folder / "result.json"), job, read(metrics, "step"), read(metrics, "eval"), peers, happened)
 
 
 def curves(run: Run) -> dict[str, Any]:
@@ -62,6 +72,7 @@ def curves(run: Run) -> dict[str, Any]:
         "last_eval": run.evals[-1] if run.evals else None,
         "images_per_s": statistics.median(r["images"] / r["step_s"] for r in full) if full else None,
         "wait_share": wait_share(steps),
+        "peer_wait_share": wait_share(steps, PEERS_WAIT) if any(PEERS_WAIT in r for r in steps) else None,
         "epoch_s": epoch_seconds(steps),
         "grad_norms": next((r["grad_norms"] for r in steps if r.get("grad_norms")), None),
     }
@@ -91,6 +102,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "result": run.result,
         "curves": curves(run),
         "job": run.job,
+        **({"peers": {name: curves(peer) for name, peer in run.peers.items()}, "events": run.events} if run.peers else {}),
     }
 
 
@@ -103,13 +115,21 @@ def print_run(console: Console, run: Run) -> None:
         traffic = tables.exchange(run.result, images_per_request(run))
         if traffic:
             print_table(console, tables.EXCHANGE_HEAD, traffic, "Exchange with the teachers")
-    for line in curve_lines(curves(run)):
+    for line in all_curve_lines(run):
         console.print(Text(line), soft_wrap=True)
     if run.result is None:
         console.print(Text(f"Go on with: raykd run --resume {run.folder}"), soft_wrap=True)
         return
     for name, value in tables.origin(run.result).items():
         console.print(Text(f"{name}: {value}"), soft_wrap=True)
+
+
+def all_curve_lines(run: Run) -> list[str]:
+    """`curves` in words; of a run of peers, a line each, and what happened to them."""
+    if not run.peers:
+        return curve_lines(curves(run))
+    lines = [f"Peer {name}: {' '.join(curve_lines(curves(peer)))}" for name, peer in run.peers.items()]
+    return lines + [f"{text[0].upper()}{text[1:]}." for text in map(peer_tables.event_text, run.events)]
 
 
 def curve_lines(found: Mapping[str, Any]) -> list[str]:
@@ -121,13 +141,15 @@ def curve_lines(found: Mapping[str, Any]) -> list[str]:
         if edges is not None and not (name != "loss" and len(found["terms"]) == 1):
             lines.append(f"{name}: {edges[0]:.4g} at first, {edges[1]:.4g} at last (means of {EDGE} steps).")
     if found["best_eval"] is not None:
-        lines.append(f"Best evaluation: epoch {found['best_eval']['epoch'] + 1}, {tables.sentence(found['best_eval'])}.")
+        lines.append(f"Best evaluation: epoch {found['best_eval']['epoch'] + 1}, {words.sentence(found['best_eval'])}.")
     if found["images_per_s"] is not None:
         lines.append(
-            f"Speed: {found['images_per_s']:,.0f} img/s (median), {tables.duration(found['epoch_s'])} an epoch (median)."
+            f"Speed: {found['images_per_s']:,.0f} img/s (median), {words.duration(found['epoch_s'])} an epoch (median)."
         )
-    if found["wait_share"] is not None:
-        lines.append(f"Waiting for teachers: {tables.percent(found['wait_share'], 1)} of the step time.")
+    if found["peer_wait_share"] is not None:
+        lines.append(f"Waiting for peers: {words.percent(found['peer_wait_share'], 1)} of the step time.")
+    elif found["wait_share"] is not None:
+        lines.append(f"Waiting for teachers: {words.percent(found['wait_share'], 1)} of the step time.")
     return lines
 
 

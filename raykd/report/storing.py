@@ -14,7 +14,7 @@ from rich.text import Text
 
 from raykd.exchange.store import Place
 from raykd.launch.storing import Building
-from raykd.report import tables
+from raykd.report import words
 from raykd.report.console import make_console, print_table
 from raykd.report.terminal import PLAIN_EVERY_S, STYLES
 
@@ -77,7 +77,7 @@ class Builds(Building):
                 f"{self._before + done:,}/{self._total:,} rows",
                 f"{rate:,.0f} img/s",
             ]
-            self._print(" · ".join([*parts, f"ETA {tables.duration(left / rate)}"]), "")
+            self._print(" · ".join([*parts, f"ETA {words.duration(left / rate)}"]), "")
 
     def _print(self, text: str, style: str) -> None:
         self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
@@ -93,7 +93,7 @@ def print_built(console: Console, found: Mapping[str, Any]) -> None:
     computed = ", ".join(f"{name} {count:,}" for name, count in found["forwards"].items())
     lines = (
         f"Store {found['folder']}: {found['rows']:,} rows of {_epochs(found)}, {found['bytes']:,} bytes; "
-        f"{found['built']} shards built, {found['kept']} kept, in {tables.duration(found['seconds'])}",
+        f"{found['built']} shards built, {found['kept']} kept, in {words.duration(found['seconds'])}",
         f"Views computed: {computed}",
     )
     for line in lines:

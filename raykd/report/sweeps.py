@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.launch.observer import Observer
-from raykd.report import tables
+from raykd.report import words
 from raykd.report.console import make_console, print_table
 from raykd.report.storing import Builds
 from raykd.report.sweep_plot import plot, value
@@ -132,9 +132,9 @@ class SweepTerminal(SweepObserver):
         parts = [f"{count} {status}" for status, count in counts.items()]
         best = best_of(trials)
         if best is not None:
-            parts.append(f"best {tables.percent(best['best'])} (trial {best['trial']})")
+            parts.append(f"best {words.percent(best['best'])} (trial {best['trial']})")
         left = seconds_left(trials, self._first, self._clock())
-        return " · ".join(parts + ([f"ETA at most {tables.duration(left)}"] if left is not None else []))
+        return " · ".join(parts + ([f"ETA at most {words.duration(left)}"] if left is not None else []))
 
     def _say(self, text: str, style: str = "") -> None:
         if not self.quiet:
@@ -178,11 +178,11 @@ def foremost(trials: Sequence[Row], count: int) -> list[Row]:
 
 def ended(row: Row, trials: Sequence[Row]) -> str:
     """One line about a trial that is over."""
-    found = "no evaluation" if row["last"] is None else tables.percent(row["last"])
+    found = "no evaluation" if row["last"] is None else words.percent(row["last"])
     short = names(list(row["settings"]))
     shown = ", ".join(f"{short[path]} {value(v)}" for path, v in row["settings"].items())
     best = best_of(trials)
-    beside = "" if best is None or best["trial"] == row["trial"] else f"; best so far {tables.percent(best['best'])}"
+    beside = "" if best is None or best["trial"] == row["trial"] else f"; best so far {words.percent(best['best'])}"
     why = f": {row['error']['message']}" if row.get("error") else ""
     return f"trial {row['trial']} {row['status']} at epoch {row['epoch']}/{row['epochs']}: {found} ({shown}){beside}{why}"
 
@@ -194,7 +194,7 @@ def head(space: Mapping[str, Any]) -> tuple[str, ...]:
 
 def cells(row: Row, space: Mapping[str, Any]) -> tuple[str, ...]:
     """A trial as text, in the order of `head`."""
-    accuracy = ["-" if row[m] is None else tables.percent(row[m]) for m in ("last", "best")]
+    accuracy = ["-" if row[m] is None else words.percent(row[m]) for m in ("last", "best")]
     shown = [value(row["settings"].get(path)) for path in space]
     return (row["trial"], *shown, row["status"], f"{row['epoch']}/{row['epochs']}", *accuracy)
 
@@ -219,14 +219,14 @@ def lines(result: Row) -> list[str]:
         return [*found, f"Not finished. Go on with: raykd sweep --resume {result['folder']}"]
     short = names(list(winner["settings"]))
     shown = ", ".join(f"{short[p]} {value(v)}" for p, v in winner["settings"].items())
-    found.append(f"Winner: trial {winner['trial']} ({shown}), {tables.percent(winner['last'])} on the held-out images.")
-    for split, words in (("last", "eval split"), ("test", "test split")):
+    found.append(f"Winner: trial {winner['trial']} ({shown}), {words.percent(winner['last'])} on the held-out images.")
+    for split, of in (("last", "eval split"), ("test", "test split")):
         spread = result["spread"].get(split)
         if spread:
             seeds = ", ".join(str(s["seed"]) for s in result["seeds"])
             deviation = "" if spread["std"] is None else f" ± {100 * spread['std']:.2f}"
             found.append(
-                f"On the whole training set, {words}, measured once at the end: {100 * spread['mean']:.2f}{deviation} % "
+                f"On the whole training set, {of}, measured once at the end: {100 * spread['mean']:.2f}{deviation} % "
                 f"(mean ± standard deviation, seeds {seeds})."
             )
     return [*found, f"Run it again: raykd run {result['folder']}/best_job.json"]

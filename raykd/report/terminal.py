@@ -14,8 +14,9 @@ from rich.text import Text
 
 from raykd.config import Job
 from raykd.launch.observer import Observer
-from raykd.report import tables
+from raykd.report import peer_tables, tables, words
 from raykd.report.console import make_console, print_table
+from raykd.report.peer_watch import PeersWatch
 from raykd.report.watch import Remark, Watch
 
 PLAIN_EVERY_S = 10.0
@@ -44,7 +45,7 @@ class Terminal(Observer):
         self.out = out or self.console
         self.quiet = quiet
         self._clock = clock
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[str, Watch | PeersWatch] = {}
         self._live: Live | None = None
         self._printed: tuple[str, int, float] = ("", -1, 0.0)
 
@@ -62,7 +63,8 @@ class Terminal(Observer):
 
     def begin(self, path: str, job: Job, folder: Path, total_steps: int) -> None:
         """A training starts; from now on its metrics are followed."""
-        watch = self._watches[path] = Watch(path, job, folder, total_steps, self._clock)
+        follow = PeersWatch if job.peers else Watch
+        watch = self._watches[path] = follow(path, job, folder, total_steps, self._clock)
         self._printed = (path, watch.progress.epoch, self._clock())
         done = f", {watch.progress.step:,} of them done" if watch.progress.step else ""
         self._say(f"{watch.title}: {total_steps:,} steps{done}, in {folder}", "bold")
@@ -72,7 +74,8 @@ class Terminal(Observer):
 
     def skip(self, path: str, folder: Path, result: dict[str, Any]) -> None:
         """A stage, or the whole run, was finished earlier."""
-        self._say(f"{tables.title(path, str(result.get('name', '')))}: finished earlier, not run again ({folder})")
+        title = words.title(path, str(result.get("name", "")), bool(result.get("peers")))
+        self._say(f"{title}: finished earlier, not run again ({folder})")
         if not path:
             print_result(self.out, result)
 
@@ -80,7 +83,7 @@ class Terminal(Observer):
         """A teacher was measured."""
         where = f"{path}: " if path else ""
         who = name if name.startswith("ensemble, ") else f"teacher {name}"
-        self._say(f"{where}{who}, {split} split, {tables.HERE}: {tables.sentence(accuracy)}")
+        self._say(f"{where}{who}, {split} split, {words.HERE}: {words.sentence(accuracy)}")
 
     def note(self, text: str) -> None:
         """One line worth reading."""
@@ -107,17 +110,15 @@ class Terminal(Observer):
         """A training ended; the job's own end closes with the table."""
         watch = self._watches.pop(path, None)
         if watch is not None:
-            self._remarks(watch.poll())
+            self._remarks(watch.finish())
         if path:
-            student = result.get("student") or result
-            last = student.get("last")
-            self._say(f"{watch.title if watch else path}: finished" + (f", eval {tables.sentence(last)}" if last else ""))
+            self._say(f"{watch.title if watch else path}: finished{_reached(result)}")
             return
         self.close()
         print_result(self.out, result)
         self._say(f"Run folder: {folder}")
 
-    def _is_due(self, path: str, watch: Watch) -> bool:
+    def _is_due(self, path: str, watch: Watch | PeersWatch) -> bool:
         last_path, last_epoch, last_time = self._printed
         return path != last_path or watch.progress.epoch != last_epoch or self._clock() - last_time >= PLAIN_EVERY_S
 
@@ -140,7 +141,20 @@ def print_result(console: Console, result: tables.Result) -> None:
     """The closing table of a run: top-1 / top-5 of every model, gain and gap, flags."""
     body = [row.cells() for row in tables.rows(result)]
     print_table(console, tables.HEAD, body, f"{result.get('name', 'run')}: top-1 / top-5, per cent")
+    for head, more in ((peer_tables.BRANCHES, peer_tables.branches(result)), (peer_tables.EDGES, peer_tables.edges(result))):
+        if more:
+            print_table(console, head, more, "Branches" if head is peer_tables.BRANCHES else "Exchange among the peers")
     for text in tables.comparisons(result):
         console.print(Text(text))
     for text in tables.flags(result):
         console.print(Text(f"warning: {text}", style=STYLES["warn"]))
+
+
+def _reached(result: tables.Result) -> str:
+    """What the student, or each peer, ended with."""
+    if result.get("peers"):
+        top1 = {name: value for name, peer in result["peers"].items() if (value := words.top1(peer.get("last"))) is not None}
+        shown = words.several({name: words.percent(value) for name, value in top1.items()}, top1) if top1 else ""
+        return f", eval top-1 {shown}" if shown else ""
+    last = (result.get("student") or result).get("last")
+    return f", eval {words.sentence(last)}" if last else ""

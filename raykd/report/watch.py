@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from raykd.config import Job
-from raykd.report import tables
+from raykd.report import words
 from raykd.report.follow import Follower, Progress, Record
 
 ADVICE_ABOVE = 0.15
@@ -33,13 +34,20 @@ class Watch:
         folder: of the training.
         total_steps: of the whole training.
         clock: seconds that pass.
+        title: of its lines; None: the path in words.
     """
 
     def __init__(
-        self, path: str, job: Job, folder: Path, total_steps: int, clock: Callable[[], float] = time.monotonic
+        self,
+        path: str,
+        job: Job,
+        folder: Path,
+        total_steps: int,
+        clock: Callable[[], float] = time.monotonic,
+        title: str | None = None,
     ) -> None:
         self.path, self.job = path, job
-        self.title = tables.title(path, job.name)
+        self.title = title or words.title(path, job.name, bool(job.peers))
         self.progress = Progress(total_steps, clock)
         self._follower = Follower(folder / "metrics.jsonl")
         self._best: tuple[float, int] | None = None
@@ -61,6 +69,10 @@ class Watch:
             remarks += self._take(record, live=int(record.get("step", 0)) > known)
         return [*remarks, *self._advice()]
 
+    def finish(self) -> list[Remark]:
+        """As `poll`, when the training has ended."""
+        return self.poll()
+
     def line(self) -> str:
         """The state in one line."""
         progress, epochs = self.progress, self.job.training.epochs
@@ -77,20 +89,20 @@ class Watch:
         if progress.wait_share is not None and self.job.teachers:
             parts.append(f"teacher wait {progress.wait_share:.0%}".replace("%", " %"))
         if progress.seconds_left is not None:
-            parts.append(f"ETA {tables.duration(progress.seconds_left)}")
+            parts.append(f"ETA {words.duration(progress.seconds_left)}")
         return " · ".join(parts)
 
     def _take(self, record: Record, live: bool) -> list[Remark]:
         if record.get("kind") == "eval":
             return self._evaluation(record, live)
-        if record.get("kind") == "dropped":
+        if record.get("kind") == "dropped" and "teachers" in record:
             names = ", ".join(record["teachers"])
             text = f"{self.title}: teacher {names} is lost; the others go on without it from step {record['step']:,}"
             return [Remark("warn", text)] if live else []
         if record.get("kind") != "step":
             return []
         self.progress.add(record, live)
-        return self._norms(record["grad_norms"]) if live and record.get("grad_norms") else []
+        return self._norms(record["grad_norms"], self.progress.epoch) if live and record.get("grad_norms") else []
 
     def _evaluation(self, record: Record, live: bool) -> list[Remark]:
         if record["step"] <= self._evaluated:
@@ -99,28 +111,38 @@ class Watch:
         epoch = int(record.get("epoch", 0)) + 1
         if self._best is None or record["top1"] > self._best[0]:
             self._best = (float(record["top1"]), epoch)
-        best = "" if self._best[1] == epoch else f"; best so far {tables.percent(self._best[0])} (epoch {self._best[1]})"
+        best = "" if self._best[1] == epoch else f"; best so far {words.percent(self._best[0])} (epoch {self._best[1]})"
         epochs = f"/{self.job.training.epochs}" if self.job.training.epochs else ""
-        text = f"{self.title}: epoch {epoch}{epochs}, eval {tables.sentence(record)}{best}"
+        text = f"{self.title}: epoch {epoch}{epochs}, eval {words.sentence(record)}{best}{branches_text(record)}"
         return [Remark("eval", text)] if live else []
 
-    def _norms(self, norms: Mapping[str, float]) -> list[Remark]:
+    def _norms(self, norms: Mapping[str, float], epoch: int) -> list[Remark]:
         remarks = []
         terms = [name for name in norms if name != "ce"]
         if terms and not self._shown_norms:
             remarks.append(Remark("note", f"{self.title}: gradient norms on the student: {norms_text(norms)}"))
             self._shown_norms = True
         for name in terms:
+            if epoch < self._starts(name):
+                continue
             seen = self._judged[name] = self._judged.get(name, 0) + 1
             if seen == self._judges_at(name) and not norms[name] > 0:
-                remarks.append(Remark("warn", _dead(self.title, name, norms[name])))
+                speaker = "peers say" if self.job.peers else "teacher says"
+                remarks.append(Remark("warn", _dead(self.title, name, norms[name], speaker)))
         return remarks
 
     def _judges_at(self, term: str) -> int:
         """Which of a term's norms is judged: the first, but the second where its schedule starts at weight 0."""
+        return 2 if self._schedule(term).startswith("linear") else 1
+
+    def _starts(self, term: str) -> float:
+        """The epoch before which a term has weight 0."""
+        found = re.fullmatch(r"start\((\d+\.?\d*)\)", self._schedule(term))
+        return float(found[1]) if found else 0.0
+
+    def _schedule(self, term: str) -> str:
         loss = self.job.losses.get(term.split(".")[0])
-        schedule = str(loss.options.get("schedule", "")) if loss is not None else ""
-        return 2 if schedule.startswith("linear") else 1
+        return str(loss.options.get("schedule", "")) if loss is not None else ""
 
     def _advice(self) -> list[Remark]:
         share = self.progress.settled_wait_share
@@ -158,8 +180,14 @@ def norms_text(norms: Mapping[str, float]) -> str:
     return ", ".join(shown)
 
 
-def _dead(title: str, term: str, norm: Any) -> str:
+def branches_text(record: Mapping[str, Any]) -> str:
+    """`; ensemble of 3 branches 91.20 %`, where an evaluation is of several."""
+    each = (record.get("branches") or [])[:-1]
+    return f"; ensemble of {len(each)} branches {words.percent(record['branches'][-1]['top1'])}" if len(each) > 1 else ""
+
+
+def _dead(title: str, term: str, norm: Any, speaker: str) -> str:
     return (
         f"{title}: the gradient of {term!r} on the student is {norm:g}: the term is dead. Look at "
-        f"losses.{term.split('.')[0]}: its weight, its schedule, the layers it reads, and whether the teacher says anything."
+        f"losses.{term.split('.')[0]}: its weight, its schedule, the layers it reads, and whether the {speaker} anything."
     )

@@ -18,7 +18,7 @@ from raykd.errors import ConfigError, RaykdError, SignalError, near, told
 from raykd.parts.aggregators import aggregators
 from raykd.roles.network import Facts
 from raykd.roles.optimisation import world_size
-from raykd.signals import CLASSES, LIST_ROLES, SOURCES, Aggregate, Signal, Wire, wires
+from raykd.signals import CLASSES, LIST_ROLES, SOURCES, Aggregate, Signal, Wire, is_norm, wires
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,11 @@ class Neighbour:
 
 
 def plans(
-    job: Job, stages: Mapping[str, list[str]], neighbours: Mapping[str, Neighbour] | None = None, branches: int = 1
+    job: Job,
+    stages: Mapping[str, list[str]],
+    neighbours: Mapping[str, Neighbour] | None = None,
+    branches: int = 1,
+    norms: Mapping[str, list[str]] | None = None,
 ) -> list[Plan]:
     """Connects every loss of a resolved job.
 
@@ -92,6 +96,7 @@ def plans(
         stages: "student", each teacher's and each neighbour's name -> names of that model's stages, for layers="stages".
         neighbours: the peers that the student listens to.
         branches: of the student.
+        norms: model -> its batch norms, for losses that read them; as `stages`.
 
     Raises:
         SignalError, ConfigError: a loss cannot be connected; the message names it.
@@ -112,10 +117,35 @@ def plans(
                 continue  # this peer listens to nobody by this loss
             raise ConfigError(f"losses.{name}: {method.slug} listens to {_article(role)} and the job has none. {_remedy(role)}")
         try:
-            found += _plans(name, loss, method, role, {t: everyone[t] for t in names} if role else {}, job, stages, branches)
+            found += _plans(
+                name, loss, method, role, {t: everyone[t] for t in names} if role else {}, job, stages, branches, norms
+            )
         except SignalError as error:
             raise SignalError(f"losses.{name}: {error}") from None
     return found
+
+
+def image_plans(
+    job: Job, stages: Mapping[str, list[str]], branches: int = 1, norms: Mapping[str, list[str]] | None = None
+) -> list[Plan]:
+    """Connects what the images of a job minimise that makes its own; none where it has data.
+
+    Raises:
+        SignalError, ConfigError: the loss cannot be connected; the message names it.
+    """
+    for name, loss in job.losses.items():
+        method = catalogue.method(loss.method).images
+        if method is None:
+            continue
+        role = method.teacher_role
+        heard = {t: Neighbour(job.teachers[t].weight) for t in loss.teachers or job.teachers if t in job.teachers}
+        if role and not heard:
+            raise ConfigError(f"losses.{name}: {method.slug} listens to a teacher and the job has none. {_remedy(role)}")
+        try:
+            return _plans(name, loss, method, role, heard if role else {}, job, stages, branches, norms)
+        except SignalError as error:
+            raise SignalError(f"losses.{name}: {error}") from None
+    return []
 
 
 def _article(role: str) -> str:
@@ -135,22 +165,27 @@ def _plans(
     job: Job,
     stages: Mapping[str, list[str]],
     branches: int,
+    norms: Mapping[str, list[str]] | None,
 ) -> list[Plan]:
     own = _layers(loss, "student", stages["student"])
     teachers = tuple(heard)
     theirs = {t: _layers(loss, t, stages[t]) for t in teachers}
+    normed = {model: tuple(names) for model, names in (norms or {}).items()}
     weights = {t: neighbour.weight for t, neighbour in heard.items()}
     late = any(t not in job.teachers for t in teachers) or any(p.branches for p in method.signals)
 
     def plan(of: tuple[str, ...], share: float, aggregate: Aggregate | None = None) -> Plan:
         layers: dict[str, tuple[Any, ...]] = {"student": own, "ema": own}
+        read: dict[str, Any] = {"student": normed.get("student", ()), "ema": normed.get("student", ())}
         counts: dict[str, Any] = {"student": branches, "ema": branches}
         if role is not None:
             lists = role in LIST_ROLES
             one = theirs[of[0]] if of and aggregate is None else ()
             layers[role] = tuple(theirs[t] for t in of) if lists else one
+            own_norms = tuple(normed.get(t, ()) for t in of)
+            read[role] = own_norms if lists else own_norms[0]
             counts[role] = tuple(heard[t].branches for t in of) if lists else heard[of[0]].branches
-        wired = wires(method.parameters, layers, loss.options, catalogue.derived(), catalogue.views(), counts)
+        wired = wires(method.parameters, layers, loss.options, catalogue.derived(), catalogue.views(), counts, read)
         _check_roles(wired, method)
         for layer_names in [theirs[t] for t in of] or [()]:
             _check_pairs(wired, loss, own, layer_names)
@@ -196,7 +231,8 @@ def _check_roles(wired: tuple[Wire, ...], method: catalogue.Method) -> None:
 
 
 def _check_pairs(wired: tuple[Wire, ...], loss: Loss, own: tuple[str, ...], theirs: tuple[str, ...]) -> None:
-    roles = {w.parameter.role.rstrip("s") for w in wired if w.parameter.plural}
+    known = catalogue.derived()
+    roles = {w.parameter.role.rstrip("s") for w in wired if w.parameter.plural and not is_norm(w.parameter.kind, known)}
     if "student" in roles and roles & {"teacher", "peer"} and len(own) != len(theirs):
         raise SignalError(
             f"layers: expected as many of the student as of the teacher, got {list(own)} and "

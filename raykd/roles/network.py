@@ -122,10 +122,10 @@ class Tapped:
         wanted: Iterable[Signal] | None = None,
         views: Iterable[Tensor] = (),
     ) -> Signals:
-        """Signals of uint8 images `[b c h w]`, by key; `logits` are there unless signals of views alone were asked for.
+        """Signals of images `[b c h w]` by key; `logits` are there unless signals of views alone were asked for.
 
         Args:
-            images: the batch.
+            images: the batch; uint8, or floats in 0..1.
             key: of the batch: what a view draws follows from it; None leaves signals of views that draw out.
             wanted: some of the tapped signals; None: all.
             views: where each branch sees its own: the images of branches 1, 2, ...
@@ -152,7 +152,7 @@ class Tapped:
         return found
 
     def logits(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
-        """Logits `[b c]` of the plain model for uint8 images `[b c h w]`; `model`: of another of the same architecture."""
+        """Logits `[b c]` of the plain model for images `[b c h w]`; `model`: of another of the same architecture."""
         whole = self._run if model is None and not isinstance(self.model, models.Branched) else None
         with self._precision():
             found: Tensor = (whole or plain(model or self.model))(self.inputs(images))
@@ -191,7 +191,10 @@ class Tapped:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Normalised input of uint8 images `[b c h w]`, in the model's size, dtype and memory format."""
+        """Normalised input, in the model's size, dtype and memory format, of images `[b c h w]`.
+
+        They are uint8, or floats in 0..1, to which gradients flow back.
+        """
         dtype = torch.float32 if self.dtype == torch.bfloat16 else self.dtype
         inputs = self._normalise(images.to(self.device), dtype=dtype)
         return inputs.contiguous(memory_format=torch.channels_last) if self._channels_last else inputs
@@ -200,7 +203,7 @@ class Tapped:
         kind = self._base(signal.kind)
         if not set(signal.views) <= {ROTATIONS, *VIEWS} or kind == "input_grad":
             raise ModelError(f"Signal {signal.key!r}: averaged copies, extra views and input gradients are not tapped here.")
-        layer = {"feature": signal.layer, "embedding": "embedding"}.get(kind)
+        layer = {"feature": signal.layer, "embedding": "embedding", "norm": _input_of(signal.layer)}.get(kind)
         if layer is None or not isinstance(self.model, models.Branched):
             return layer
         return self.model.path(signal.branch, layer)
@@ -217,12 +220,23 @@ class Tapped:
             return self._functions[kind](parent, **own)
         if kind == "logits":
             return logits[signal.branch]
-        found = tapped[str(self._addresses[signal])]
+        address = str(self._addresses[signal])
+        found = tapped[address]
+        if kind == "norm":
+            return models.norm_statistics(self.model.get_submodule(models.resolve(self.model, address).path), found)
         return found.flatten(1) if kind == "embedding" else found
 
     def close(self) -> None:
         """Removes the hooks."""
         self._taps.close()
+
+
+def _input_of(layer: str | None) -> str | None:
+    """The input side of a layer, by name: `bn1` to `bn1:in`, `bn1#2` to `bn1:in#2`."""
+    if layer is None:
+        return None
+    path, mark, call = layer.partition("#")
+    return f"{path}:in{mark}{call}"
 
 
 def _normaliser(stats: Any, size: tuple[int, int] | None) -> Normalise:

@@ -13,7 +13,7 @@ from raykd.config import Teacher as TeacherSpec
 from raykd.data.keys import batch_key
 from raykd.errors import SourceError
 from raykd.exchange import codec as codecs
-from raykd.exchange.asking import Asks
+from raykd.exchange.asking import GRAD, SUM, Asks
 from raykd.roles.hearing import combine
 from raykd.roles.network import Facts, Tapped, build
 from raykd.signals import Signal, Signals
@@ -38,13 +38,41 @@ class Teacher:
 
     @torch.no_grad()
     def signals(self, images: Tensor, wanted: tuple[Signal, ...], key: int | None = None) -> Signals:
-        """The wanted signals of uint8 images `[b c h w]`; batch axis first, contiguous.
+        """The wanted signals of images `[b c h w]`; batch axis first, contiguous.
 
         Args:
-            images: on any device.
+            images: uint8, or floats in 0..1; on any device.
             wanted: which; what was never asked for before is tapped from now on.
             key: of the batch, for views that draw.
         """
+        return self._found(images, wanted, key)
+
+    @torch.enable_grad()
+    def live(self, images: Tensor, wanted: tuple[Signal, ...]) -> Signals:
+        """The wanted signals of float images, with a graph that leads back to these; the model stays as it is."""
+        return self._found(images, wanted)
+
+    def input_grad(self, images: Tensor, cotangents: Mapping[str, Tensor], wanted: tuple[Signal, ...]) -> Tensor:
+        """dL/dimages: what a loss L on this teacher's signals gives float images; made anew from its arguments alone.
+
+        Args:
+            images: float, `[b c h w]`.
+            cotangents: key -> dL/dsignal, of the signal's shape; what is left out is zero.
+            wanted: the signals that those are of.
+
+        Returns:
+            Of the images' shape, dtype and device.
+        """
+        given = images.detach().requires_grad_(True)
+        found = self.live(given, tuple(s for s in wanted if s.key in cotangents))
+        pairs = [(found[k], c.to(found[k])) for k, c in cotangents.items() if found[k].requires_grad]
+        if not pairs:
+            return torch.zeros_like(images)
+        outputs, weights = zip(*pairs)
+        (grad,) = torch.autograd.grad(outputs, given, weights, allow_unused=True)
+        return torch.zeros_like(images) if grad is None else grad
+
+    def _found(self, images: Tensor, wanted: tuple[Signal, ...], key: int | None = None) -> Signals:
         if not set(wanted) <= set(self.tapped.signals):
             before, every = self.tapped, (*self.tapped.signals, *wanted)
             self.tapped = Tapped(self.spec, self.model, every, self.facts, self.device)
@@ -54,7 +82,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits `[b c]` of uint8 images `[b c h w]`."""
+        """Logits `[b c]` of images `[b c h w]`."""
         return self.tapped.logits(images)
 
 
@@ -100,6 +128,29 @@ class Committee:
         reply.seconds = time.perf_counter() - started
         return reply
 
+    def live(self, images: Tensor, asks: Asks) -> dict[str, Signals]:
+        """Teacher -> the signals asked for, in float32 or float64, with a graph that leads back to float images."""
+        found = {ask.teacher: self.teachers[ask.teacher].live(images, ask.signals) for ask in asks.of}
+        return {name: {key: _wide(value) for key, value in own.items()} for name, own in found.items()}
+
+    def input_grad(self, images: Any, asks: Asks, cotangents: Mapping[str, Mapping[str, Any]]) -> codecs.Reply:
+        """The gradient at float images of a loss on these teachers' signals: the sum over the teachers.
+
+        Args:
+            images: `[b c h w]`, an array.
+            asks: the signals that were asked of each.
+            cotangents: teacher -> key -> the loss's gradient at that signal, an array.
+        """
+        started = time.perf_counter()
+        given = torch.from_numpy(images.copy())
+        total = torch.zeros_like(given)
+        for ask in asks.of:
+            if own := {key: torch.from_numpy(array.copy()) for key, array in cotangents.get(ask.teacher, {}).items()}:
+                total += self.teachers[ask.teacher].input_grad(given, own, ask.signals)
+        reply = codecs.Reply({SUM: codecs.encode({GRAD: total}, codecs.Codec("dense"))})
+        reply.seconds = time.perf_counter() - started
+        return reply
+
     def _key(self, teacher: str, batch: Mapping[str, Tensor]) -> int:
         return batch_key(self._seed, teacher, batch["sample_index"].numpy(), batch["augmentation_seed"].numpy())
 
@@ -117,6 +168,11 @@ def own_facts(spec: TeacherSpec, facts: Facts) -> Facts:
     if spec.label_map is None:
         return facts
     return Facts(facts.num_samples, len(spec.label_map), facts.shape, facts.normalise)
+
+
+@torch.enable_grad()
+def _wide(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def _encoded(name: str, signals: Signals, codec: codecs.Codec) -> codecs.Encoded:

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raykd.config import Job
+from raykd.data.batches import Batch as Fields
 from raykd.data.batches import Plan as Order
 from raykd.data.batches import batch_of, evaluation_batches, recipe
 from raykd.data.loader import Loader
@@ -70,6 +71,61 @@ class Link(Protocol):
 
     def close(self) -> None:
         """Leaves its peers."""
+
+
+class Feed(Protocol):
+    """Where batches come from: read, or made."""
+
+    def epoch(self, epoch: int) -> Iterator[Fields]:
+        """The batches of an epoch: what is left of it if the training is within it, else all."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state()`."""
+
+    def report(self) -> dict[str, Any]:
+        """What the next step record says of it."""
+
+    def show(self, folder: Path, epoch: int) -> dict[str, Any]:
+        """Puts out some of its images for the eye; what the record of the evaluation says of them."""
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+
+class Read:
+    """Batches read from a data set, made ahead by threads or processes."""
+
+    def __init__(self, train: DataSet, order: Order, job: Job, start: tuple[int, int]) -> None:
+        launch = job.launch
+        self.loader = Loader(
+            train, order, job.data.augmentation, start=start, prefetch=launch.prefetch, processes=launch.loader_processes
+        )
+
+    def epoch(self, epoch: int) -> Iterator[Fields]:
+        """As Feed."""
+        return self.loader.epoch(epoch)
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: a batch is a function of its keys."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing to load."""
+
+    def report(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def show(self, folder: Path, epoch: int) -> dict[str, Any]:  # noqa: ARG002
+        """Nothing."""
+        return {}
+
+    def close(self) -> None:
+        """Stops the loader."""
+        self.loader.close()
 
 
 @dataclass(frozen=True)
@@ -138,6 +194,8 @@ class Setting:
         on_eval: told by rank 0, after each evaluation and the checkpoint that follows it: epoch, step, top1, top5, count, and
             the checkpoint's folder.
         meeting: how the student meets its peers; None: it has none.
+        images: what images minimise that are made instead of read.
+        makers: gives who fills a bank of them, for a student on this device; None: generator and student take turns.
     """
 
     plans: list[Plan]
@@ -146,6 +204,8 @@ class Setting:
     should_stop: Callable[[], bool] = lambda: False
     on_eval: Callable[[dict[str, Any]], None] | None = None
     meeting: Meeting | None = None
+    images: list[Plan] = field(default_factory=list)
+    makers: Callable[[torch.device], Any] | None = None
 
 
 def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], setting: Setting) -> dict[str, Any]:
@@ -172,13 +232,28 @@ def learning(rank: int, world: int, job: Job, sources: Mapping[str, Source], set
     """`learn` of a student that may have peers: yields an Offer at each exchange and is sent what was Said."""
     torch.set_num_threads(job.launch.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.launch.tf32
-    train = open_data(job.data, "train", job.data_seed)
-    order = _order(job, len(train), world, rank)
+    made = bool(setting.images)
+    train = None if made else open_data(job.data, "train", job.data_seed)
+    order = _order(job, setting.facts.num_samples if train is None else len(train), world, rank)
     device = pick_device(job.launch.device, job.launch.gpus)
-    labels, meeting = torch.tensor(train.labels), setting.meeting
+    meeting = setting.meeting
+    labels = torch.empty(0, dtype=torch.int64) if train is None else torch.tensor(train.labels)
     published = meeting.published if meeting is not None else ()
     learner = Learner(job, setting.plans, setting.facts, labels, device, order.steps_per_epoch, rank, published)
-    first = batch_of(train, order, job.data.augmentation, 0, 0)
+    if job.student.branching.views == "own" and isinstance(learner.student, Branched):
+        order = replace(order, views=learner.student.count)
+    feed: Feed | None = None
+    if train is None:
+        from raykd.schemes import data_free
+
+        own = (job, setting.images, setting.facts, learner)
+        made_by = setting.makers(device) if setting.makers is not None else None
+        made_feed = (
+            data_free.Made(*own, sources, order) if made_by is None else data_free.Banked(*own, made_by, order, setting.folder)
+        )
+        feed, first = made_feed, made_feed.first()
+    else:
+        first = batch_of(train, order, job.data.augmentation, 0, 0)
     lost = yield from _bind(learner, first | recipe(first, 0), sources, setting.folder / PROBE, rank)
     places = setting.folder / "checkpoints"
     step = _of_rank_0(checkpoints.newest(places, most=meeting.at if meeting is not None else None))
@@ -186,6 +261,8 @@ def learning(rank: int, world: int, job: Job, sources: Mapping[str, Source], set
     if step is not None:
         state = checkpoints.load(places, step, rank, world)
         learner.load_state(state)
+        if feed is not None:
+            feed.load_state(state["feed"])
         lag = int(state.get("lag", 0))
         if meeting is not None:
             meeting.link.load_state(state.get("peers", {}))
@@ -197,12 +274,16 @@ def learning(rank: int, world: int, job: Job, sources: Mapping[str, Source], set
             recorder.write("rejoined", meeting.rejoin, version=learner.step_count - lag)
         lag += meeting.rejoin - learner.step_count
         learner.step_count = meeting.rejoin
+    if feed is None and train is not None:
+        feed = Read(train, order, job, order.position(learner.step_count))
+    assert feed is not None
     try:
-        found = yield from _Run(rank, world, job, sources, setting, train, order, learner, recorder, lag=lag).all(lost)
+        found = yield from _Run(rank, world, job, sources, setting, feed, order, learner, recorder, lag=lag).all(lost)
         return found
     finally:
         if recorder is not None:
             recorder.close()
+        feed.close()
         for source in sources.values():
             source.close()
         if meeting is not None:
@@ -221,7 +302,6 @@ def alone(running: Generator[Any, Any, Any]) -> Any:
 def _order(job: Job, samples: int, world: int, rank: int) -> Order:
     """Which samples this worker sees, and in which views."""
     training, data = job.training, job.data
-    branching = branching_of(job.student)
     return Order(
         samples,
         training.batch_size or 1,
@@ -231,7 +311,6 @@ def _order(job: Job, samples: int, world: int, rank: int) -> Order:
         rank=rank,
         augmentation_epochs=data.augmentation_epochs,
         first_view=data.view,
-        views=(branching.count or 2) if branching is not None and branching.views == "own" else 1,
     )
 
 
@@ -298,7 +377,7 @@ class _Run:
     job: Job
     sources: Mapping[str, Source]
     setting: Setting
-    train: DataSet
+    feed: Feed
     order: Order
     learner: Learner
     recorder: Recorder | None
@@ -313,7 +392,7 @@ class _Run:
 
     def all(self, lost: list[str]) -> Learning:
         """All epochs, evaluation, export; without the sources that are `lost` already."""
-        training, launch = self.job.training, self.job.launch
+        training = self.job.training
         started, first = time.time(), self.learner.step_count
         self._remember(lost)
         past = read(self.setting.folder / "metrics.jsonl", "eval") if self.rank == 0 else []
@@ -321,29 +400,27 @@ class _Run:
         last_step = self.order.steps_per_epoch * (training.epochs or 1)
         if training.max_steps is not None:
             last_step = min(last_step, training.max_steps)
-        at, ready, beside = self.order.position(first), launch.prefetch, launch.loader_processes
-        with Loader(self.train, self.order, self.job.data.augmentation, start=at, prefetch=ready, processes=beside) as loader:
-            while self.learner.step_count < last_step:
-                epoch = self.learner.step_count // self.order.steps_per_epoch
-                yield from self._epoch(loader, epoch, last_step)
-                done = self.learner.step_count >= last_step
-                measured = done or (epoch + 1) % training.eval_every == 0
-                if measured:
-                    self._evaluate(epoch)
-                if done or self._due():
-                    self._checkpoint()
-                tell = self.setting.on_eval if measured and self.rank == 0 else None
-                if tell is not None and self.last is not None:
-                    self._tell(epoch, self.last, tell)
+        while self.learner.step_count < last_step:
+            epoch = self.learner.step_count // self.order.steps_per_epoch
+            yield from self._epoch(epoch, last_step)
+            done = self.learner.step_count >= last_step
+            measured = done or (epoch + 1) % training.eval_every == 0
+            if measured:
+                self._evaluate(epoch)
+            if done or self._due():
+                self._checkpoint()
+            tell = self.setting.on_eval if measured and self.rank == 0 else None
+            if tell is not None and self.last is not None:
+                self._tell(epoch, self.last, tell)
         return self._finish(time.time() - started, self.learner.step_count - first)
 
-    def _epoch(self, loader: Loader, epoch: int, last_step: int) -> Learning:
+    def _epoch(self, epoch: int, last_step: int) -> Learning:
         """The steps of an epoch, or what is left of it. Its last checkpoint is the caller's, after the evaluation."""
         if self.learner.step_count % self.order.steps_per_epoch == 0:
             self.learner.on_epoch(epoch)
         last_step = min(last_step, (epoch + 1) * self.order.steps_per_epoch)
         left = last_step - self.learner.step_count
-        batches = (batch | recipe(batch, self.order.view(epoch)) for batch in islice(loader.epoch(epoch), left))
+        batches = (batch | recipe(batch, self.order.view(epoch)) for batch in islice(self.feed.epoch(epoch), left))
         mark = time.perf_counter()
         sources = {name: source for name, source in self.sources.items() if name not in self.lost}
         for batch, signals, waited in ahead(batches, sources, self._lose):
@@ -409,11 +486,13 @@ class _Run:
             self.recorder.write("dropped", self.learner.step_count, teachers=gone)
 
     def _remember(self, lost: list[str]) -> None:
-        """What earlier starts recorded of teachers that were lost; the others are back."""
+        """What earlier starts recorded of teachers that were lost; the others are back. Peers that were lost stay away."""
         away: dict[str, int] = {}
+        peers: dict[str, int] = {}
         for record in read(self.setting.folder / "metrics.jsonl") if self.rank == 0 else []:
             if record.get("kind") == "dropped":
-                away |= {teacher: int(record["step"]) for teacher in record["teachers"] if teacher not in away}
+                away |= {t: int(record["step"]) for t in record.get("teachers", []) if t not in away}
+                peers |= {p: int(record["step"]) for p in record.get("peers", []) if p not in peers}
             elif record.get("kind") == "returned":
                 away = {teacher: step for teacher, step in away.items() if teacher not in record["teachers"]}
         still = [t for t, spec in self.job.teachers.items() if {t, spec.actor} & set(lost)]
@@ -421,7 +500,7 @@ class _Run:
         if back and self.recorder is not None:
             self.recorder.write("returned", self.learner.step_count, teachers=back)
         self.lost = set(lost)
-        self.dropped = {teacher: away.get(teacher, self.learner.step_count) for teacher in still}
+        self.dropped = peers | {teacher: away.get(teacher, self.learner.step_count) for teacher in still}
         if any(teacher not in away for teacher in still):
             self._lose(lost)
 
@@ -444,6 +523,7 @@ class _Run:
         if self.recorder is None:
             return
         more: dict[str, Any] = {"grad_norms": report.grad_norms} if report.grad_norms else {}
+        more |= self.feed.report()
         if self.setting.meeting is not None:
             more |= {"peers_wait_s": round(self.said.waited, 6), "versions": dict(self.said.versions)}
         self.recorder.write(
@@ -461,8 +541,11 @@ class _Run:
 
     def _evaluate(self, epoch: int) -> None:
         accuracy = self.last = self._accuracy("eval")
+        shown = self.feed.show(self.setting.folder, epoch)
         if self.recorder is not None and accuracy is not None:
             record: dict[str, Any] = {"epoch": epoch, **_as_dict(accuracy)}
+            if shown:
+                record["shown"] = shown
             if self.branches:
                 record["branches"] = [_as_dict(found) for found in self.branches]
             self.recorder.write("eval", self.learner.step_count, **record)
@@ -509,7 +592,7 @@ class _Run:
             self.learner.step_count,
             self.rank,
             self.world,
-            self.learner.state() | beside,
+            self.learner.state() | beside | {"feed": self.feed.state()},
             _barrier,
             self.job.training.keep_checkpoints,
         )

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 
 from raykd.config import Exchange, Student
-from raykd.errors import Interrupted, LostError, RaykdError, SourceError
+from raykd.errors import DivergenceError, Interrupted, LostError, RaykdError, SourceError
 from raykd.exchange import codec as codecs
 from raykd.exchange.mailbox import PROBE, Mailbox, Message
+from raykd.roles.learner import without_ema
 from raykd.roles.network import Facts, Tapped, build
 from raykd.schemes.offline import Learning, Offer, Said
 from raykd.signals import Signal, Signals
@@ -119,7 +120,7 @@ class Copy:
     def __post_init__(self) -> None:
         with torch.random.fork_rng(devices=[]):
             self.model = build(self.spec, self.facts, self.device).eval().requires_grad_(False)
-        self.tapped = Tapped(self.spec, self.model, self.signals, self.facts, self.device)
+        self.tapped = Tapped(self.spec, self.model, [without_ema(s) for s in self.signals], self.facts, self.device)
 
     def load(self, message: Message) -> None:
         """Becomes what the neighbour was at the message's step."""
@@ -130,7 +131,7 @@ class Copy:
     def __call__(self, images: torch.Tensor) -> Signals:
         """Its signals for uint8 images `[b c h w]`."""
         found = self.tapped(images)
-        return {signal.key: found[signal.key] for signal in self.signals}
+        return {signal.key: found[without_ema(signal).key] for signal in self.signals}
 
 
 @dataclass
@@ -143,7 +144,8 @@ class PeerLink:
         mailbox: of this peer; those who listen take its messages.
         neighbours: peers it listens to.
         copies: of these, where weights are exchanged.
-        told: hears of every exchange: the step.
+        absent: models of those that were dropped in an earlier start: they answer the probe, for the shapes of what was trained
+            with them, and nothing after it.
     """
 
     name: str
@@ -152,15 +154,17 @@ class PeerLink:
     neighbours: dict[str, Neighbour]
     listeners: tuple[str, ...] = ()
     copies: dict[str, Copy] = field(default_factory=dict)
+    absent: dict[str, Copy] = field(default_factory=dict)
     edges: dict[str, EdgeStats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.drop = self.exchange.on_loss == "drop"
-        self.gone: set[str] = set()
+        self.gone: set[str] = set(self.absent)
         self.sent = {"messages": 0, "bytes_out": 0}
         self._asked: dict[str, tuple[int, Answer]] = {}
         self._codec = codecs.parse(self.exchange.codec)
         self._versions: dict[str, int] = {}
+        self._step = 0
         self.edges = {name: EdgeStats() for name in self.neighbours}
 
     @property
@@ -175,10 +179,16 @@ class PeerLink:
         return step % self.exchange.every == 0 or (self.weights and bool(self.neighbours))
 
     def publish(self, offer: Offer) -> float:
-        """Puts out what is due; the seconds it waited for those who listen."""
-        self.mailbox.tick(max(offer.step, 0), offer.version)
+        """Puts out what is due; the seconds it waited for those who listen.
+
+        Raises:
+            DivergenceError: it is not finite; nobody hears it. SourceError: one that listens takes nothing any more.
+        """
+        self._step = max(offer.step, 0)
+        self.mailbox.tick(self._step, offer.version)
         if not self.listeners or (offer.step != PROBE and offer.step % self.exchange.every):
             return 0.0
+        self._check_finite(offer)
         content = _weights(offer) if self.weights else codecs.encode(offer.signals, self._codec)
         self.sent["messages"] += 1
         self.sent["bytes_out"] += content.num_bytes * len(self.listeners)
@@ -204,7 +214,8 @@ class PeerLink:
                 self.gone.add(name)
                 continue
             finally:
-                self.edges[name].wait_s += time.perf_counter() - since
+                if offer.step != PROBE:  # before it, others may still be starting
+                    self.edges[name].wait_s += time.perf_counter() - since
                 self.mailbox.tick()
             if message is not None:
                 self._versions[name] = message.version
@@ -214,8 +225,18 @@ class PeerLink:
                 self._count_age(name, offer.step)
             elif message is not None:
                 answers[name] = codecs.decode(message.content.signals)
+        for name in list(self.absent):
+            answers[name] = self.absent.pop(name)(offer.batch["images"])  # at the probe, which is the first of all
         stop = min((s for s in stops if s is not None), default=None)
         return Said(answers, dict(self._versions), frozenset(self.gone), stop, time.perf_counter() - started)
+
+    def _check_finite(self, offer: Offer) -> None:
+        for key, value in (offer.weights if self.weights else offer.signals).items():
+            if not bool(torch.isfinite(value).all()):
+                raise DivergenceError(
+                    f"Peer {self.name!r}: what it publishes at step {self._step} is not finite ({key}); nothing was updated "
+                    "and the last checkpoint is intact. Lower its learning rate, or the weight of its losses."
+                )
 
     def _of_step(self, name: str, step: int) -> Message:
         """The neighbour's message of exactly this step."""
@@ -240,7 +261,7 @@ class PeerLink:
             message = answer.result()
             del self._asked[name]
         else:
-            due = max(0, step - int(self.exchange.staleness)) // self.exchange.every * self.exchange.every
+            due = self._due(step)
             if copy.version == due:
                 return None
             message = self._take(name, due)
@@ -248,6 +269,10 @@ class PeerLink:
         self._check(name, message)
         copy.load(message)
         return message
+
+    def _due(self, step: int) -> int:
+        """The version of the copies that answer at a step."""
+        return max(0, step - int(self.exchange.staleness)) // self.exchange.every * self.exchange.every
 
     def _take(self, name: str, step: int) -> Message:
         asked = self._asked.pop(name, None)
@@ -282,8 +307,11 @@ class PeerLink:
         if not self.weights:
             return {}
         copies = {n: {"version": c.version, "weights": c.model.state_dict()} for n, c in self.copies.items()}
+        since = self._step if self.exchange.staleness == "newest" else self._due(self._step)
         messages = [
-            {"step": m.step, "version": m.version, "weights": codecs.decode(m.content.signals)} for m in self.mailbox.kept()
+            {"step": m.step, "version": m.version, "weights": codecs.decode(m.content.signals)}
+            for m in self.mailbox.kept()
+            if m.step >= since
         ]
         return {"copies": copies, "messages": messages}
 
@@ -359,6 +387,10 @@ def learn_together(
                 except Interrupted as error:
                     stopped = error
                     del running[name]
+                except RaykdError as error:
+                    if str(error).startswith("Peer "):
+                        raise
+                    raise type(error)(f"Peer {name!r}: {error}") from error
             for name, (offer, waited) in offers.items():
                 found = links[name].collect(offer)
                 said[name] = Said(found.answers, found.versions, found.gone, found.stop_at, found.waited + waited)  # type: ignore[assignment]

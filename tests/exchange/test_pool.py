@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
+
 import numpy as np
 import pytest
 import ray
@@ -155,7 +158,7 @@ def test_replicas_that_are_gone_are_not_waited_for(replicas):
 
 def test_workers_begin_with_different_replicas(replicas):
     for first in range(3):
-        PoolSource("t", replicas, ASKS, first=first).request(batch(1))
+        PoolSource("t", replicas, ASKS, first=first).request(batch(1)).result()
     assert [r.calls for r in replicas] == [1, 1, 1]
 
 
@@ -179,3 +182,47 @@ def test_in_flight_bytes_bound_the_window(replicas):
     source = PoolSource("t", replicas, ASKS, window=8, in_flight_bytes=24)
     source.request(batch(1)).result()
     assert source.window == 3  # replies of eight bytes
+
+
+def test_sending_holds_nobody_up_and_keeps_the_order(replicas):
+    held, sent = threading.Event(), []
+
+    class Slow(Fake):
+        def _echo(self, fields, asks):
+            held.wait(10)
+            sent.append(int(fields["images"][0, 0, 0, 0]))
+            return super()._echo(fields, asks)
+
+    source = PoolSource("t", [Slow(), Slow()], ASKS)
+    requests = [source.request(batch(i)) for i in range(4)]
+    assert sent == []
+    held.set()
+    assert [value_of(r) for r in requests] == sent == list(range(4))
+    assert source.stats.bytes_out == 8
+
+
+def test_what_cannot_be_sent_is_an_error_at_its_result(replicas):
+    source = PoolSource("t", replicas[:1], ASKS)
+    good = source.request(batch(1))
+    assert value_of(good) == 1
+    replicas[0].answer = Call(replicas[0], lambda *_: pickle.dumps(lambda: None))
+    request = source.request(batch(2))
+    with pytest.raises(SourceError, match=r"'t': a request could not be sent .*[Pp]ickl"):
+        request.result()
+
+
+def test_what_is_not_sent_in_time_is_an_error(replicas):
+    held = threading.Event()
+    replicas[0].answer = Call(replicas[0], lambda *_: held.wait(10))
+    source = PoolSource("t", replicas[:1], ASKS, timeout_s=0.05)
+    request = source.request(batch(1))
+    with pytest.raises(SourceError, match=r"not within 0\.05 s"):
+        request.result()
+    held.set()
+
+
+def test_a_closed_source_sends_again(replicas):
+    source = PoolSource("t", replicas, ASKS)
+    assert value_of(source.request(batch(1))) == 1
+    source.close()
+    assert value_of(source.request(batch(2))) == 2

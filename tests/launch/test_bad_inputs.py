@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from raykd import Job, Loss, Student, Teacher
+from raykd import Augmentation, Job, Loss, Student, Teacher
+from raykd.config import Edge, Peer
 from raykd.data.batches import Plan as Order
 from raykd.errors import ConfigError, DataError, DivergenceError, JobFaults, RaykdError, SourceError
 from raykd.launch.checks import inspect
@@ -32,6 +33,20 @@ def also(name: str, *args, **options) -> dict:
 def only(method: str, **options) -> dict:
     """Another loss instead of kd."""
     return {"losses": {method: Loss(method, **options)}}
+
+
+BESIDE = {
+    "teachers": {"big": Teacher(model="cifar_resnet8")},
+    "losses": {"dml": Loss("dml"), "kd": Loss("kd")},
+    "ce_weight": 1.0,
+}
+GOOD = {BIG + "weights": W + "good.safetensors"}
+
+
+def among(names, settings: dict | None = None, **parts) -> dict:
+    """Peers in the place of student and teacher, and then what is wrong."""
+    peers = {"peers": {name: Peer(model="cifar_resnet8") for name in names}}
+    return {"student": Student(), "teachers": {}, "losses": {"dml": Loss("dml")}, **peers, **parts, **(settings or {})}
 
 
 # what is wrong -> (settings, how the fault begins, what else it says)
@@ -159,7 +174,43 @@ SETTINGS = {
     "runs at a URI": ({"runs": "s3://bucket/runs"}, "runs: expected a path that all nodes share"),
     "a fault in a stage": ({"stages": {"pre": Job(data=scene.Data(), losses={"x": Loss("kdd")})}}, "stages.pre.losses.x: ", "'kd'"),
 }  # fmt: skip
-CASES = DATA | MODELS | LOSSES | SETTINGS
+WEIGHTS = {"exchange.what": "weights"}
+PEERS = {
+    "one peer": (among("a"), "peers: expected two or more, got one"),
+    "peers and a student": (among("ab", student=Student(model="cifar_resnet14")), "student: a job with peers has no student"),
+    "a peer called student": (among(("a", "student")), "peers.student: this name is raykd's own"),
+    "a peer with a teacher's name": (among(("a", "big"), GOOD, **BESIDE), "peers.big: a teacher has this name"),
+    "an exchange without peers": ({"exchange.graph": "ring"}, "exchange: expected peers that exchange something, got none"),
+    "peers without a loss of theirs": (among("ab", {"exchange.graph": "ring"}, losses={}), "exchange: no loss listens to a peer"),
+    "a loss of peers without peers": ({"teachers": {}, **only("dml")}, "losses.dml: dml listens to peers and the job has none. Add two or more to `peers`"),
+    "misspelt graph": (among("ab", {"exchange.graph": "rnig"}), "exchange.graph: expected one of all, ring, leader:<peer>, star:<peer>, got 'rnig'"),
+    "a leader that is not there": (among("ab", {"exchange.graph": "leader:c"}), "exchange.graph: no peer 'c' in this job"),
+    "an edge to nobody": (among("ab", {"exchange.edges": {"a>c": Edge()}}), "exchange.edges.a>c: expected 'a>b' of two peers"),
+    "an edge without direction": (among("ab", {"exchange.edges": {"a-b": Edge()}}), "exchange.edges.a-b: expected 'a>b'"),
+    "an edge to itself": (among("ab", {"exchange.edges": {"a>a": Edge()}}), "exchange.edges.a>a: expected two different peers"),
+    "edges without weight": (among("ab", {"exchange.edges": {"a>b": Edge(weight=0.0)}}), "exchange.edges: all peers that 'b' listens to have weight 0"),
+    "an edge of an absent loss": (among("ab", {"exchange.edges": {"a>b": Edge(losses=("dlm",))}}), "exchange.edges: no loss 'dlm' in this job", "'dml'"),
+    "an absent peer in a loss": (among("ab", losses={"dml": Loss("dml", teachers=("c",))}), "losses.dml.teachers: ", "'c'"),
+    "stale signals": (among("ab", {"exchange.staleness": 2}), "exchange.staleness: signals are of the same step", "exchange.what='weights'"),
+    "signals of different images": (among("ab", {"exchange.shards": "disjoint"}), "exchange.shards: peers that see different images"),
+    "topk among peers": (among("ab", {"exchange.codec": "topk:2"}), "exchange.codec: expected dense, fp16 or int8 among peers"),
+    "misspelt codec among peers": (among("ab", {"exchange.codec": "fp61"}), "exchange.codec: ", "Did you mean 'fp16'"),
+    "weights in another codec": (among("ab", WEIGHTS | {"exchange.codec": "fp16"}), "exchange.codec: weights travel as they are"),
+    "views of their own, mixed": (among("ab", {"exchange.views": "own", "data.augmentation": Augmentation(mixup=0.4)}), "exchange.views: 'own' mixes other images"),
+    "accumulating peers": (among("ab", {"training.accumulate": 2}), "training.accumulate: peers exchange whole batches"),
+    "misspelt mode": (among("ab", {"exchange.what": "wieghts"}), "exchange.what: expected 'signals' or 'weights'", "Did you mean 'weights'"),
+    "misspelt policy": (among("ab", {"exchange.on_loss": "respwan"}), "exchange.on_loss: ", "Did you mean 'respawn'"),
+    "never an exchange": (among("ab", {"exchange.every": 0}), "exchange.every: ", "got 0"),
+    "epochs of a peer's own": (among("ab", {"peers.b.training": {"epochs": 2}}), "peers.b.training.epochs: expected a setting that a peer may have of its own"),
+    "misspelt setting of a peer": (among("ab", {"peers.b.training": {"lrr": 2}}), "peers.b.training.lrr: ", "'lr'"),
+    "ill-typed setting of a peer": (among("ab", {"peers.b.training": {"lr": "fast"}}), "peers.b.training.lr: ", "'fast'"),
+    "misspelt model of a peer": (among("ab", {"peers.b.model": "cifar_resnet9"}), "peers.b: model 'cifar_resnet9'", "'cifar_resnet8'"),
+    "a peer with other classes": (among("ab", {"peers.a.model": f"{MINE}twice"}), "peers.a.model: expected logits of 4 classes", "got 8"),
+    "an actor called as a peer": (among("abc", {"peers.a.actor": "c"}), "peers.a.actor: 'c' is the name of a peer"),
+    "workers of a shared actor": (among("ab", {"peers.a.actor": "x", "peers.b.actor": "x", "launch.workers": 2, "launch.backend": "ray"}), "peers.*.actor: peers that share an actor"),
+    "a store beside peers": (among("ab", GOOD | {BIG + "placement": "store", BIG + "store": "x"}, **BESIDE), "teachers.big.placement: peers are taught by live teachers"),
+}  # fmt: skip
+CASES = DATA | MODELS | LOSSES | SETTINGS | PEERS
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from method_rows import METHODS, ROWS, load_method, load_row
 from safetensors.torch import save_file
 from torch import nn
 
-from raykd.config import Branching, Job, Launch, Loss, Peer, Student, Teacher, Training
+from raykd.config import Branching, Job, Launch, Loss, Peer, Student, Synthesis, Teacher, Training
 from raykd.data.batches import VIEW
 from raykd.data.keys import torch_generator
 from raykd.exchange import codec
@@ -85,6 +85,7 @@ def connected(slug, setting, folder):
         teachers=teachers,
         losses={slug: Loss(slug, weight=WEIGHT, **setting.get("options", {}))},
         ce_weight=CE_WEIGHT,
+        synthesis=Synthesis(**setting.get("synthesis", {})),
         training=training,
         launch=Launch(backend="local"),
     )

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from raykd.config import Data, Job, Launch, Loss, Student, Teacher, Training
+from raykd.config import Data, Job, Launch, Loss, Peer, Student, Teacher, Training
 from raykd.resolve import resolve, write
 
 EPOCH_STEPS = 20
@@ -98,4 +98,87 @@ def make(folder: Path, records=None, found=None, with_job=True) -> Path:
         (folder / "result.json").write_text(json.dumps(found | {"folder": str(folder)}))
     if with_job:
         write(job(), folder / "job.json")
+    return folder
+
+
+PEERS = ("a", "b", "c")
+
+
+def peer_job(names=PEERS, **settings):
+    """A job of peers on actors."""
+    made = Job(
+        name="mutual",
+        data=Data(kind="digits"),
+        peers={name: Peer(model="digits_cnn") for name in names},
+        losses={"dml": Loss("dml")},
+        training=Training(epochs=3, batch_size=8),
+    )
+    return resolve(made.replace(**settings) if settings else made)
+
+
+def peer_step(number, wait=0.1, loss=3.0, **more):
+    """One step record of a peer."""
+    return step(number, 0.0, loss=loss / number, terms={"ce": 1.0 / number, "dml": 2.0 / number}) | {
+        "peers_wait_s": wait * 0.01,
+        "versions": {},
+        **more,
+    }
+
+
+def peer_metrics():
+    """Records of three peers: b is lost for a and c at step 30 and c comes back at step 41 with weights of step 40."""
+    found = {}
+    for place, name in enumerate(PEERS):
+        records = []
+        for number in range(1, 30 if name == "b" else 3 * EPOCH_STEPS + 1):
+            if name != "b" and number == 30:
+                records.append({"kind": "dropped", "step": 29 + (name == "c"), "peers": ["b"]})
+            if name == "c" and number == 41:
+                records.append({"kind": "rejoined", "step": 44, "version": 40})
+            if name == "c" and 41 <= number <= 44:
+                continue
+            records.append(peer_step(number, (0.4, 0.0, 0.2)[place], 3.0 + place))
+            if number % EPOCH_STEPS == 0:
+                epoch = number // EPOCH_STEPS - 1
+                records.append(evaluation(epoch, 0.5 + 0.1 * epoch + 0.05 * place))
+        found[name] = records
+    return found
+
+
+def peers_result(baseline=True, seed=0, **more):
+    """result.json of the run of `peer_metrics`."""
+    peers = {name: student(0.7 + 0.05 * place) | {"steps_this_time": 60} for place, name in enumerate(PEERS)}
+    peers["b"] = {"model": "digits_cnn", "parameters": 1922, "dropped_at": 29}
+    peers["c"]["respawned"] = 1
+    edge = {"messages": 61, "bytes_in": 61 * 320, "wait_s": 0.3, "stale_steps": 0, "stalest": 0}
+    together = {
+        "top1": 0.82,
+        "top5": 0.99,
+        "count": 360,
+        "split": "eval",
+        "peers": ["a", "c"],
+        "distance": 0.25,
+        "disagree": 0.1,
+    }
+    kept = {k: v for k, v in result(seed=seed).items() if k not in ("student", "exchange", "baseline", "teachers")}
+    return kept | {
+        "name": "mutual",
+        "teachers": {},
+        "peers": peers,
+        "together": together,
+        "edges": {"b>a": edge | {"messages": 29, "bytes_in": 29 * 320}, "c>a": edge, "a>c": edge},
+        "baseline": {name: student(0.72) for name in PEERS} if baseline else None,
+        **more,
+    }
+
+
+def make_peers(folder: Path, found=None, records=None, with_job=True) -> Path:
+    """Writes the run folder of an online job; `found` None: not finished."""
+    for name, own in (peer_metrics() if records is None else records).items():
+        (folder / "peers" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "peers" / name / "metrics.jsonl").write_text(lines(own))
+    if found is not None:
+        (folder / "result.json").write_text(json.dumps(found | {"folder": str(folder)}))
+    if with_job:
+        write(peer_job(), folder / "job.json")
     return folder

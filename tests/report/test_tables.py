@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from raykd.report import tables
+from raykd.report import tables, words
 from tests.report.folders import accuracy, result, student
 
 
@@ -65,12 +65,12 @@ def test_bytes_a_sample():
 
 
 def test_spread_by_hand():
-    found = tables.spread([1.0, 2.0, None, 4.0])
+    found = words.spread([1.0, 2.0, None, 4.0])
     assert found["n"] == 3
     assert found["mean"] == pytest.approx(7 / 3)
     assert found["std"] == pytest.approx(math.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2))
-    assert tables.spread([0.5]) == {"mean": 0.5, "std": None, "n": 1, "values": [0.5]}
-    assert tables.spread([None])["mean"] is None
+    assert words.spread([0.5]) == {"mean": 0.5, "std": None, "n": 1, "values": [0.5]}
+    assert words.spread([None])["mean"] is None
 
 
 def test_seeds():
@@ -86,30 +86,30 @@ def test_seeds():
     "number, text", [(855_770, "0.86 M"), (125_750_000, "125.8 M"), (4.09e9, "4.09 G"), (1922, "1.9 k"), (12, "12")]
 )
 def test_quantities_as_papers_print_them(number, text):
-    assert tables.quantity(number) == text
+    assert words.quantity(number) == text
 
 
 def test_durations():
-    assert [tables.duration(s) for s in (8.25, 725, 12_000)] == ["8.2 s", "12 min 05 s", "3 h 20 min"]
+    assert [words.duration(s) for s in (8.25, 725, 12_000)] == ["8.2 s", "12 min 05 s", "3 h 20 min"]
 
 
 @pytest.mark.parametrize(
     "path, title", [("", "job"), ("baseline", "student alone"), ("stages.a", "stage a"), ("stages.baseline", "stage baseline")]
 )
 def test_titles(path, title):
-    assert tables.title(path, "job") == title
+    assert words.title(path, "job") == title
 
 
 def test_plain_data_is_strict_json():
-    found = tables.plain({"a": (1, float("nan")), 2: object, "c": [True, None, float("inf")]})
+    found = words.plain({"a": (1, float("nan")), 2: object, "c": [True, None, float("inf")]})
     assert json.loads(json.dumps(found, allow_nan=False))["a"] == [1, None]
     assert found["c"] == [True, None, None]
 
 
 def test_accuracy_without_top5():
-    assert tables.accuracy({"top1": 0.5}) == "50.00"
-    assert tables.sentence({"top1": 0.5}) == "top-1 50.00 %"
-    assert tables.accuracy(None) == "-"
+    assert words.accuracy({"top1": 0.5}) == "50.00"
+    assert words.sentence({"top1": 0.5}) == "top-1 50.00 %"
+    assert words.accuracy(None) == "-"
 
 
 def test_origin_of_a_number():

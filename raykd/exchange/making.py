@@ -1,0 +1,127 @@
+"""Synthesizers on Ray: who makes batches for a student's bank, wherever they live.
+
+A batch is asked for by its number and is a function of it, of the teachers and of a student as it was: when a synthesizer dies,
+what it had under way is asked of another one. Snapshots of the student are put into the object store once, by the student.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+from raykd.errors import LostError, SourceError
+from raykd.exchange.bank import MadeBatch
+from raykd.exchange.pool import PATIENCE_S, original
+
+SLICE_S = 5.0  # of a wait
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A student as it was after `version` steps; `weights` refers to them in the object store."""
+
+    version: int
+    weights: Any
+
+
+@dataclass
+class Far:
+    """The synthesizers of one worker.
+
+    Attributes:
+        handles: of their actors.
+        ahead: batches asked of each before the first has come.
+        timeout_s: longest wait for a batch.
+        restart_s: how long they are waited for when none is there.
+    """
+
+    handles: list[Any]
+    ahead: int
+    timeout_s: float
+    restart_s: float
+    retries: int = 0
+    _under_way: dict[Any, tuple[int, Any, int]] = field(default_factory=dict)  # reference -> number, student, handle
+
+    @property
+    def room(self) -> int:
+        """Batches worth having under way."""
+        return self.ahead * len(self.handles)
+
+    @property
+    def asked(self) -> list[int]:
+        """Numbers of the batches under way."""
+        return [number for number, _, _ in self._under_way.values()]
+
+    def snapshot(self, version: int, weights: Mapping[str, torch.Tensor]) -> Kept:
+        """Puts a student's weights where synthesizers find them."""
+        return Kept(version, ray.put({name: value.detach().cpu().numpy() for name, value in weights.items()}))
+
+    def ask(self, number: int, student: Kept | None) -> None:
+        """Asks the synthesizer with the least to do."""
+        load = [0] * len(self.handles)
+        for _, _, place in self._under_way.values():
+            load[place] += 1
+        place = load.index(min(load))
+        version, weights = (student.version, student.weights) if student is not None else (-1, None)
+        self._under_way[self.handles[place].make.remote(number, version, weights)] = (number, student, place)
+
+    def take(self, wait: bool) -> list[MadeBatch]:
+        """The batches that have come; with `wait`, at least one.
+
+        Raises:
+            LostError: no synthesizer is left. SourceError: none has answered in time. Others: as they raised them.
+        """
+        started = time.monotonic()
+        while True:
+            refs = list(self._under_way)
+            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0) if refs else ([], [])
+            found = [batch for ref in done if ref in self._under_way and (batch := self._come(ref)) is not None]
+            if found or not wait or not self._under_way:
+                return found
+            if time.monotonic() - started > self.timeout_s + self.restart_s:
+                raise SourceError(
+                    f"Synthesizers: expected a batch within {self.timeout_s + self.restart_s:g} s, got none. The last "
+                    "checkpoint is intact; look at their logs, lower synthesis.steps, raise launch.request_timeout_s, resume."
+                )
+            ray.wait(list(self._under_way), num_returns=1, timeout=SLICE_S)
+
+    def _come(self, ref: Any) -> MadeBatch | None:
+        number, student, place = self._under_way.pop(ref)
+        try:
+            batch: MadeBatch = ray.get(ref)
+            return batch
+        except RayTaskError as error:
+            raise original(error, "A synthesizer") from None
+        except RayError as error:
+            self.retries += 1
+            why = type(error).__name__
+            warnings.warn(f"A synthesizer is lost ({why}); batch {number} is made by another.", stacklevel=2)
+            if isinstance(error, ActorDiedError):
+                self._gone(place, why)
+            else:
+                time.sleep(PATIENCE_S)  # Ray is starting it again
+            self.ask(number, student)
+            return None
+
+    def _gone(self, place: int, why: str) -> None:
+        """A synthesizer that Ray does not start again; what others have under way keeps its place."""
+        del self.handles[place]
+        if not self.handles:
+            raise LostError(f"All synthesizers are gone ({why}). The last checkpoint is intact: resume the run.")
+        lost = [ref for ref, (_, _, p) in self._under_way.items() if p == place]
+        moved = {ref: (n, s, p - (p > place)) for ref, (n, s, p) in self._under_way.items() if p != place}
+        again = [self._under_way[ref][:2] for ref in lost]
+        self._under_way = moved
+        for number, student in again:
+            self.ask(number, student)
+
+    def close(self) -> None:
+        """Forgets what is under way; the actors belong to the run's driver."""
+        self._under_way.clear()

@@ -1,0 +1,348 @@
+"""Data-free distillation, in lock-step or from a bank.
+
+In lock-step the generator and the student take turns, in one process or in several:
+
+    every student_steps steps    generator_steps of the generator (roles/synthesizer.py), through teachers wherever they live
+    every step                   a batch of images it makes, then a step of the student as with any other batch
+
+Each of several workers has the same generator and images of its own; gradients are averaged.
+
+With a bank, synthesizers make batches beside the student (in actors of their own, each with teachers and a student as it was
+some steps ago), and the student draws from what they have made so far.
+
+Nothing is read to learn from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torchvision.utils import save_image
+
+from raykd.config import Job
+from raykd.data.batches import Batch
+from raykd.data.batches import Plan as Order
+from raykd.data.keys import torch_generator
+from raykd.errors import DataError
+from raykd.exchange.bank import Bank, MadeBatch
+from raykd.exchange.sources import Source
+from raykd.exchange.through import through
+from raykd.roles.learner import Learner
+from raykd.roles.losses import Plan
+from raykd.roles.network import Facts, build, plain
+from raykd.roles.synthesizer import SynthesisReport, Synthesizer
+from raykd.signals import Signal, Signals
+
+SHOWN = "images"  # folder of what was put out for the eye
+BANK = "bank"  # folder of the bank
+COLUMNS = 8
+
+
+class Made:
+    """The batches of a job that makes its own images: a Feed."""
+
+    def __init__(
+        self,
+        job: Job,
+        plans: list[Plan],
+        facts: Facts,
+        learner: Learner,
+        sources: Mapping[str, Source],
+        order: Order,
+    ) -> None:
+        self.job, self.learner, self.sources, self.order = job, learner, sources, order
+        for source in sources.values():
+            source.window = 1  # the next images are made by a generator that has learnt from this step
+        student = plain(learner.student)
+        self.synthesizer = Synthesizer(job, plans, facts, student, learner.device, learner.rank, order.world)
+        self._said = SynthesisReport()
+
+    def first(self) -> Batch:
+        """A batch for the probe before the training; binds the images' loss."""
+        self.synthesizer.bind(self.through)
+        return Batch(self.synthesizer.batch(0))
+
+    def through(self, images: torch.Tensor, wanted: Mapping[str, tuple[Signal, ...]]) -> Mapping[str, Signals]:
+        """What the teachers say of float images, with gradient back to these."""
+        return through(self.sources, images, wanted)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, from the student's step on."""
+        rounds = self.job.synthesis.student_steps or 1
+        while self.learner.step_count // self.order.steps_per_epoch == epoch:
+            step = self.learner.step_count
+            if step % rounds == 0:
+                self._said = self.synthesizer.learn(self.through, step / self.order.steps_per_epoch)
+            yield Batch(self.synthesizer.batch(step))
+
+    def report(self) -> dict[str, Any]:
+        """The terms of the generator's last step, once."""
+        said, self._said = self._said, SynthesisReport()
+        return {"images_terms": said.terms} if said.steps else {}
+
+    def show(self, folder: Path, epoch: int) -> dict[str, Any]:
+        """A grid of images as PNG; how many of each class the teachers see in them, and how sure they are.
+
+        Every worker calls it, as the teachers are asked; the first one writes.
+        """
+        found = self.synthesizer.show()
+        wanted = {teacher: (Signal("logits"),) for teacher in self.synthesizer.wanted}
+        with torch.no_grad():
+            answers = self.through(found["images"].to(self.learner.device), wanted)
+        said = torch.stack([own["logits"].float().softmax(-1).cpu() for own in answers.values()]).mean(0)
+        confidence, classes = said.max(dim=1)
+        if self.learner.rank == 0:
+            _grid(found["images"].float().clamp(0, 1), folder, epoch)
+        return {
+            "classes": torch.bincount(classes, minlength=said.shape[1]).tolist(),
+            "confidence": float(confidence.mean()),
+            "wanted": float((classes == found["labels"]).float().mean()),
+            "file": _file(epoch),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Generator, its optimizer, connectors."""
+        return self.synthesizer.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state()`."""
+        self.synthesizer.load_state(state)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A student as it was after `version` steps: its weights, or a reference to them."""
+
+    version: int
+    weights: Any
+
+
+class Makers(Protocol):
+    """Whoever makes batches for a bank."""
+
+    room: int  # batches worth having under way
+
+    def snapshot(self, version: int, weights: Mapping[str, torch.Tensor]) -> Snapshot:
+        """Puts a student's weights where makers find them."""
+
+    def ask(self, number: int, student: Snapshot | None) -> None:
+        """Asks for a batch."""
+
+    def take(self, wait: bool) -> list[MadeBatch]:
+        """The batches that have come; with `wait`, at least one. Raises LostError when nobody is left to make any."""
+
+    @property
+    def asked(self) -> list[int]:
+        """Numbers of the batches under way."""
+
+    def close(self) -> None:
+        """Gives back what they hold."""
+
+
+class Here:
+    """A maker in the student's process: a batch is made when it is waited for."""
+
+    room = 1
+
+    def __init__(self, job: Job, plans: list[Plan], facts: Facts, sources: Mapping[str, Source], device: torch.device) -> None:
+        self.work = Workshop(job, plans, facts, sources, device)
+        self._asked: list[tuple[int, Snapshot | None]] = []
+
+    def snapshot(self, version: int, weights: Mapping[str, torch.Tensor]) -> Snapshot:
+        """A copy."""
+        return Snapshot(version, {name: value.detach().cpu().clone() for name, value in weights.items()})
+
+    def ask(self, number: int, student: Snapshot | None) -> None:
+        """Notes it."""
+        self._asked.append((number, student))
+
+    def take(self, wait: bool) -> list[MadeBatch]:  # noqa: ARG002
+        """Makes all that was asked for."""
+        asked, self._asked = self._asked, []
+        return [self.work.make(number, student) for number, student in asked]
+
+    @property
+    def asked(self) -> list[int]:
+        """Numbers of the batches under way."""
+        return [number for number, _ in self._asked]
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class Workshop:
+    """What makes batches, in any process: a generator, teachers of its own, a student as it was.
+
+    Args:
+        job: resolved.
+        plans: what the images minimise.
+        facts: of the data there would be.
+        sources: of the teachers, in this process.
+        device: where all of it lives.
+        maker: its number among the synthesizers.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        plans: list[Plan],
+        facts: Facts,
+        sources: Mapping[str, Source],
+        device: torch.device,
+        maker: int = 0,
+    ) -> None:
+        self.maker, self.sources, self.version = maker, sources, -1
+        with torch.random.fork_rng(devices=[]):
+            self.student = plain(build(job.student, facts, device)).eval()
+        self.synthesizer = Synthesizer(job, plans, facts, self.student, device)
+        self.synthesizer.bind(self.through)
+
+    def through(self, images: torch.Tensor, wanted: Mapping[str, tuple[Signal, ...]]) -> Mapping[str, Signals]:
+        """What the teachers say of float images, with gradient back to these."""
+        return through(self.sources, images, wanted)
+
+    def make(self, number: int, student: Snapshot | None) -> MadeBatch:
+        """A batch, with the student as it was."""
+        if student is not None and student.version != self.version:
+            self.student.load_state_dict(student.weights)
+            self.version = student.version
+        return self.synthesizer.make(self.through, number, self.version, self.maker)
+
+
+class Banked:
+    """The batches of a student that learns from a bank, which synthesizers fill beside it: a Feed.
+
+    It asks for as many batches as its makers have room for, while the bank wants more and the pace allows; it waits for them
+    only until the student may begin.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        plans: list[Plan],
+        facts: Facts,
+        learner: Learner,
+        makers: Makers,
+        order: Order,
+        folder: Path,
+    ) -> None:
+        self.job, self.facts, self.learner, self.makers, self.order = job, facts, learner, makers, order
+        spec = job.synthesis
+        place = folder / BANK if order.world == 1 else folder / BANK / f"rank-{learner.rank}"
+        self.bank = Bank(place, spec.capacity or 1, spec.memory_bytes, spec.priority)
+        self._reads_student = any(plan.student for plan in plans)
+        self._count = (job.training.batch_size or 1) // order.world
+        self._next, self._made, self._stale, self._waited = learner.rank, 0, 0, 0.0
+        self._snapshot: Snapshot | None = None
+        self._seconds: list[float] = []
+
+    def first(self) -> Batch:
+        """A batch for the probe before the training: noise in the shape of images."""
+        keyed = torch_generator(self.job.seed, "probe", self.learner.rank)
+        size = (self._count, *self.facts.shape)
+        images = torch.randint(256, size, generator=keyed, dtype=torch.int64).to(torch.uint8)
+        return _fields(images, torch.zeros(self._count, dtype=torch.int64), torch.arange(self._count))
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, from the student's step on."""
+        while self.learner.step_count // self.order.steps_per_epoch == epoch:
+            step = self.learner.step_count
+            self._fill(step)
+            keyed = torch_generator(self.job.seed, "bank", step, self.learner.rank)
+            drawn = self.bank.draw(self._count, keyed)
+            yield _fields(drawn["images"], drawn["labels"], drawn["sample_index"])
+
+    def _fill(self, step: int) -> None:
+        """Takes what has come and asks for more; waits while the student may not begin."""
+        spec, started = self.job.synthesis, time.perf_counter()
+        while True:
+            self._ask(step)
+            wait = len(self.bank) < min(spec.start or 1, spec.capacity or 1)
+            if wait and not self.makers.asked:
+                raise DataError("synthesis: expected batches for the bank, none is under way. Raise synthesis.capacity.")
+            for batch in self.makers.take(wait):
+                self._take(batch, step)
+            if len(self.bank) >= min(spec.start or 1, spec.capacity or 1):
+                break
+        self._waited += time.perf_counter() - started
+
+    def _ask(self, step: int) -> None:
+        spec = self.job.synthesis
+        capacity, begun = spec.capacity or 1, len(self.bank) >= (spec.start or 1)
+        while len(self.makers.asked) < self.makers.room:
+            while self._next in self.bank.numbers:  # made before the checkpoint that this start goes on from
+                self._next += self.order.world
+            under_way = len(self.makers.asked)
+            if spec.grow == "once" and self._made + under_way >= capacity:
+                return
+            if begun and spec.pace and self._made + under_way >= (spec.start or 1) + step // spec.pace:
+                return
+            self.makers.ask(self._next, self._student(step))
+            self._next += self.order.world
+
+    def _student(self, step: int) -> Snapshot | None:
+        if not self._reads_student:
+            return None
+        if self._snapshot is None or step - self._snapshot.version >= self.job.synthesis.snapshot_every:
+            self._snapshot = self.makers.snapshot(step, plain(self.learner.student).state_dict())
+        return self._snapshot
+
+    def _take(self, batch: MadeBatch, step: int) -> None:
+        most = self.job.synthesis.staleness
+        if most is not None and batch.version >= 0 and step - batch.version > most:
+            self._stale += 1
+            return
+        self._made += 1
+        self._seconds.append(batch.seconds)
+        self.bank.put(batch)
+
+    def report(self) -> dict[str, Any]:
+        """How full the bank is, how long the student waited for it since the last record, batches made since."""
+        waited, self._waited = self._waited, 0.0
+        seconds, self._seconds = self._seconds, []
+        found: dict[str, Any] = {"bank": len(self.bank), "bank_wait_s": round(waited, 6)}
+        return found | ({"made": len(seconds), "made_s": round(sum(seconds), 4)} if seconds else {})
+
+    def show(self, folder: Path, epoch: int) -> dict[str, Any]:
+        """A grid of the images that came last as PNG, and what the bank holds."""
+        images, labels = self.bank.newest(self.job.synthesis.show or 1)
+        if self.learner.rank == 0:
+            _grid(torch.from_numpy(images).float() / 255, folder, epoch)
+        found = self.bank.summary(self.facts.num_classes, self.learner.step_count)
+        return found | {"made": self._made, "stale": self._stale, "file": _file(epoch), "shown": len(labels)}
+
+    def state(self) -> dict[str, Any]:
+        """The bank, and which batches were asked for; those under way are asked for again."""
+        first = min([*self.makers.asked, self._next])
+        return {"bank": self.bank.state(), "next": first, "made": self._made, "stale": self._stale}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state()`."""
+        self.bank.load_state(state["bank"])
+        self._next, self._made, self._stale = int(state["next"]), int(state["made"]), int(state["stale"])
+
+    def close(self) -> None:
+        """Lets the makers go."""
+        self.makers.close()
+
+
+def _fields(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> Batch:
+    seeds = torch.zeros(len(labels), dtype=torch.int32)
+    return Batch(images=images, labels=labels, sample_index=index, augmentation_seed=seeds)
+
+
+def _file(epoch: int) -> str:
+    return f"{SHOWN}/epoch-{epoch + 1:04d}.png"
+
+
+def _grid(images: torch.Tensor, folder: Path, epoch: int) -> None:
+    (folder / SHOWN).mkdir(exist_ok=True)
+    save_image(images, folder / _file(epoch), nrow=COLUMNS)
