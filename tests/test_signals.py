@@ -38,7 +38,7 @@ def test_every_role_and_kind(role, kind):
 
 @pytest.mark.parametrize("tail, hint", [("rotation", "'rotations'"), ("ema_branches", "in this order"), ("", "logits")])
 def test_a_misspelt_view_gets_near_names(tail, hint):
-    with pytest.raises(SignalError, match="of parameter|Parameter") as caught:
+    with pytest.raises(SignalError, match=r"of parameter|Parameter") as caught:
         parse(f"student_logits_{tail}", DERIVED)
     assert hint in str(caught.value)
 
