@@ -26,7 +26,7 @@ def open_data(spec: Data, split: str, seed: int | None = None) -> DataSet:
     """Opens a split: `limit` and `per_class` cut the training set, `eval_limit` the others; `noisy_labels` spoils its labels.
 
     With `holdout`, that share of the training set is the split `holdout`, with its labels as they are, and `train` is the rest,
-    with positions of its own. `shard` takes every n-th sample of what is left.
+    with positions of its own. `shard` takes every n-th sample of what is left; all shards are alike in size.
 
     Args:
         spec: the job's data.
@@ -59,7 +59,7 @@ def open_data(spec: Data, split: str, seed: int | None = None) -> DataSet:
         part, parts = spec.shard
         if not part < parts <= len(dataset):
             raise DataError(f"data.shard: expected (i, n) with i < n, n at most {len(dataset)} samples, got ({part}, {parts}).")
-        dataset = subset(dataset, indices=np.arange(part, len(dataset), parts))
+        dataset = subset(dataset, indices=np.arange(part, len(dataset) // parts * parts, parts))
     return noisy_labels(dataset, seed or 0) if spec.noisy_labels else dataset
 
 

@@ -248,12 +248,12 @@ def _peers(job: Job, known: Facts, found: Inspection, collect: _Collector, stage
     if any(signals is None for signals in seen.values()):
         return
     codec = codecs.parse(job.exchange.codec)
+    wrong = {name: seen[name]["logits"].shape[-1] for name in parts if seen[name]["logits"].shape[-1] != known.num_classes}
+    if job.ce_weight and wrong:
+        wanted = f"expected logits of {known.num_classes} classes (data.num_classes)"
+        collect.add([f"peers.{name}.model: {wanted}, got {classes}." for name, classes in wrong.items()])
+        return
     for name, part in parts.items():
-        classes = seen[name]["logits"].shape[-1]
-        if job.ce_weight and classes != known.num_classes:
-            wanted = f"expected logits of {known.num_classes} classes (data.num_classes), got {classes}"
-            collect.add([f"peers.{name}.model: {wanted}."])
-            return
         for signal in part.published if job.exchange.what == "signals" else ():
             shape = tuple(seen[name][signal.key].shape[1:])
             size = codecs.bytes_per_sample(shape, codec, signal.kind == "logits")
@@ -285,7 +285,7 @@ def _images(job: Job, built: dict[str, shapes.Model], known: Facts, collect: _Co
     if any(signals is None for signals in seen.values()):
         return
     for plan in plans:
-        collect.of(f"losses.{plan.name}", lambda plan=plan: shapes.bind(job, plan, seen, known, batch))
+        collect.of(f"losses.{plan.name}", lambda plan=plan: shapes.bind(job, plan, seen, known, batch, images=True))
     collect.of("synthesis", lambda: shapes.generator(job, known))
 
 
@@ -371,7 +371,9 @@ def _plans(job: Job, name: str, built: dict[str, shapes.Model], known: Facts) ->
     plans = connect(alone, named, branches=built["student"].branches, norms=norms)
     for plan in plans:
         shapes.check_layers(plan, built)
-    if job.losses[name].layers and not any(s.layer for plan in plans for w in plan.wires for s in w.signals):
+    images = catalogue.method(job.losses[name].method).images
+    read = any(s.layer for plan in plans for w in plan.wires for s in w.signals) or (images is not None and images.layers)
+    if job.losses[name].layers and not read:
         raise ValueError(f"layers: {job.losses[name].method} reads no layers. Leave `layers` out.")
     return plans
 

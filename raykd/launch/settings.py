@@ -196,9 +196,8 @@ def peers(job: Job) -> list[str]:
         if peer.actor in job.peers and job.peers[str(peer.actor)].actor != peer.actor:
             found.append(f"peers.{name}.actor: {peer.actor!r} is the name of a peer with actors of its own. Rename it.")
         others = [o for o in job.peers.values() if o.actor is not None and o.actor == peer.actor]
-        if others and any(
-            (o.cpus, o.gpus, o.resources) != (others[0].cpus, others[0].gpus, others[0].resources) for o in others
-        ):
+        first = (others[0].cpus, others[0].gpus, others[0].resources) if others else None
+        if others and others[0] is peer and any((o.cpus, o.gpus, o.resources) != first for o in others):
             found.append(
                 f"peers.{name}.actor: peers that share an actor reserve the same. Make cpus, gpus and resources equal."
             )
@@ -260,7 +259,7 @@ def synthesis(job: Job) -> list[str]:
             found.append(f"synthesis.synthesizers: expected one for each of {launch.workers} workers. Raise it.")
         if (spec.start or 1) > (spec.capacity or 1):
             found.append(f"synthesis.start: expected at most synthesis.capacity, {spec.capacity} batches, got {spec.start}.")
-        if spec.reset == "never" and (spec.synthesizers > 1 or spec.max_restarts):
+        if spec.reset in ("never", "meta") and (spec.synthesizers > 1 or spec.max_restarts):
             found.append("synthesis.reset: a generator that goes on cannot be moved. Set synthesizers=1 and max_restarts=0.")
     known = models.generators()
     if job.synthesis.generator not in known:

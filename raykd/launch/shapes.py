@@ -21,7 +21,7 @@ from raykd.roles.learner import shapes_of, without_ema
 from raykd.roles.losses import BoundLoss, Plan
 from raykd.roles.network import Facts, Tapped, branching_of, input_shape, model_options, structured
 from raykd.roles.synthesizer import generator_of
-from raykd.signals import Signal, Signals, is_norm
+from raykd.signals import LOCAL, Signal, Signals, is_norm
 
 META = torch.device("meta")
 FEW = 4  # samples for a model that has to run on the CPU
@@ -92,13 +92,13 @@ def signals(found: Model, wanted: list[Signal], known: Facts, batch: int) -> Sig
         RaykdError: a tap never fires, or the model yields no logits.
     """
     count = batch if found.device == META else FEW
-    own = [without_ema(s) for s in wanted]
+    own = [without_ema(s).without(LOCAL) for s in wanted]
     tapped = Tapped(found.spec, found.whole.eval(), [Signal("logits"), *own], known, found.device)
     try:
         with torch.no_grad():
             images = torch.zeros((count, *known.shape), dtype=torch.uint8, device=found.device)
             seen = tapped(images) | (tapped(images, key=0) if any(s.view for s in own) else {})
-            seen |= {s.key: seen[without_ema(s).key] for s in wanted}
+            seen |= {s.key: seen[plain.key] for s, plain in zip(wanted, own)}
     finally:
         tapped.close()
     if not isinstance(seen["logits"], Tensor):
@@ -111,9 +111,7 @@ def signals(found: Model, wanted: list[Signal], known: Facts, batch: int) -> Sig
     return {key: torch.empty(shape, dtype=seen[key].dtype, device=META) for key, shape in shapes.items()}
 
 
-def bind(
-    job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch: int, images: bool = False
-) -> tuple[int, bool]:
+def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch: int, images: bool = False) -> tuple[int, bool]:
     """Builds a loss from shapes and calls it once.
 
     Args:

@@ -41,6 +41,14 @@ class Maker:
             student = Snapshot(version, {name: torch.from_numpy(value.copy()) for name, value in weights.items()})
         return self._work.make(number, student)
 
+    def state(self) -> dict[str, Any]:
+        """What it has learnt and remembers."""
+        return self._work.synthesizer.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues from `state()`."""
+        self._work.synthesizer.load_state(state)
+
 
 def own_sources(job: Job, known: Facts) -> dict[str, Source]:
     """The job's teachers in this process, each a copy."""

@@ -102,6 +102,7 @@ class _Extractor(nn.Module):
         self._state: dict[str, Any] = {}
         self._sums: list[Tensor | None] = []
         self._count = 0
+        self._followed = 0  # the optimizer whose updates it follows
 
     def get_extra_state(self) -> dict[str, Any]:
         """The state of Adam: tensors and numbers."""
@@ -123,12 +124,14 @@ class _Extractor(nn.Module):
         gradients = torch.autograd.grad(losses.sum(), parameters, retain_graph=True, allow_unused=True)
         if not self._sums:
             self._sums, self._count = [None] * len(parameters), 0
+        if self._followed != id(learner.optimizer):
+            self._followed = id(learner.optimizer)
 
             def moved(*_: Any) -> None:
-                handle.remove()
-                self._move(parameters)
+                if self._sums:
+                    self._move(parameters)
 
-            handle = learner.optimizer.register_step_post_hook(moved)
+            learner.optimizer.register_step_post_hook(moved)
         self._sums = [g if total is None else total + g for total, g in zip(self._sums, gradients)]
         self._count += len(losses)
 
