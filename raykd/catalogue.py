@@ -23,7 +23,7 @@ from raykd.signals import BASE_KINDS, PLAIN_NAMES, SOURCES, VIEWS, Derived, Para
 PACKAGE = Path(__file__).parent
 RESERVED = ("weight", "ce_weight", "schedule")
 IMAGES_LOSS, IMAGES_CLASS = "images_loss", "Images"  # of a method that makes the images it learns from
-HOOKS = ("prepare", "before_forward", "after_forward", "step", "on_epoch", "views", "stages")
+HOOKS = ("prepare", "before_forward", "after_forward", "step", "on_epoch", "targets", "views", "stages")
 
 
 class REQUIRED:  # a class, so that it is the same object after a pickle's journey

@@ -258,7 +258,8 @@ class Synthesis:
     generator: str | None = None  # dcgan | conditional | pixels
     options: Mapping[str, Any] = field(default_factory=dict)  # of the generator
     latent: Count | None = None  # axes of the noise
-    generator_steps: Natural | None = None  # updates of the generator in each round
+    before: Natural | None = None  # updates of the generator before the first round (mode="lockstep")
+    generator_steps: Natural | None = None  # updates of the generator in each round; 0: what it learnt before is all
     student_steps: Count | None = None  # steps of the student in each round
     optimizer: str | None = None  # of the generator: torch.optim or timm by name
     lr: Positive | None = None
@@ -272,16 +273,22 @@ class Synthesis:
     mode: Literal["lockstep", "bank"] | None = None  # generator and student in turn; or synthesizers beside the student
     # What follows is of mode="bank".
     steps: Count | None = None  # updates of the generator (and of the noise, or of free pixels) for each batch
-    reset: Literal["never", "batch"] | None = None  # batch: every batch begins with a fresh generator
+    reset: Literal["never", "batch", "meta"] | None = (
+        None  # batch: each begins with a fresh generator; meta: with one that learns
+    )
+    meta: Literal["fomaml", "reptile"] | None = (
+        None  # how the generator with which batches begin learns from each (reset="meta")
+    )
     latents_lr: NonNegative | None = None  # rate at which the noise of a batch is learnt too; 0: it stays
     keep: Literal["last", "best"] | None = None  # the images of the last step, or of the least loss
     jitter: Natural | None = None  # px by which images are rolled, at random, before teachers see them (free pixels)
     flip: bool | None = None  # mirror them at random too
+    clip: bool | None = None  # free pixels: move those beyond black and white to these after each update
     synthesizers: Count = 1  # actors that make batches, side by side
     cpus: NonNegative = 1.0  # CPUs each synthesizer reserves
     gpus: NonNegative = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)
-    max_restarts: int = 3  # Ray restarts a dead synthesizer this often
+    max_restarts: int | None = None  # Ray restarts a dead synthesizer this often; 3 where the method names no number
     ahead: Count = 2  # batches asked of a synthesizer before the first of them has come
     capacity: Count | None = None  # batches in the bank
     memory_bytes: Count = 1024**3  # of images in memory; the others are on disk

@@ -68,6 +68,7 @@ EMA_DECAY = 0.999  # of the averaged copy, where a loss reads it and the job doe
 SYNTHESIS: Mapping[str, Any] = {
     "generator": "dcgan",
     "latent": 100,
+    "before": 0,
     "generator_steps": 1,
     "student_steps": 1,
     "optimizer": "adam",
@@ -78,10 +79,13 @@ SYNTHESIS: Mapping[str, Any] = {
     "mode": "lockstep",
     "steps": 200,
     "reset": "batch",
+    "meta": "fomaml",
+    "max_restarts": 3,
     "latents_lr": 0.0,
     "keep": "last",
     "jitter": 0,
     "flip": False,
+    "clip": False,
     "capacity": 256,
     "grow": "always",
     "start": 1,
@@ -308,6 +312,9 @@ def _synthesis(own: Synthesis, methods: list[catalogue.Method]) -> Synthesis:
     """Its open settings filled from the method that makes images."""
     asked = next((m.synthesis for m in methods if m.images is not None), {})
     filled = {**SYNTHESIS, **{name: value for name, value in asked.items() if hasattr(own, name)}}
+    if own.generator not in (None, filled["generator"]):
+        filled.pop("options", None)  # they are of another generator
+        filled["clip"] = False
     found = {name: value for name, value in filled.items() if getattr(own, name) in (None, {})}
     return TypeAdapter(Synthesis).validate_python(to_dict(own) | to_dict(found)) if asked else own
 
@@ -345,7 +352,11 @@ def _resolve_loss(loss: Loss) -> Loss:
     method = catalogue.method(loss.method)
     options = to_dict({"weight": 1.0, "ce_weight": 1.0, "schedule": "constant"} | method.defaults() | dict(loss.options))
     return Loss(
-        loss.method, layers=loss.layers or method.layers or None, teachers=loss.teachers, aggregate=loss.aggregate, **options
+        loss.method,
+        layers=loss.layers or method.layers or (method.images and method.images.layers) or None,
+        teachers=loss.teachers,
+        aggregate=loss.aggregate,
+        **options,
     )
 
 

@@ -26,17 +26,21 @@ LIST_ROLES = ("teachers", "peers")
 SOURCES = {"teacher": "teachers", "teachers": "teachers", "peer": "peers", "peers": "peers"}  # role -> the job's room of it
 BASE_KINDS = ("logits", "feature", "embedding", "input_grad", "norm")
 
+MADE = ("targets", "normalised_images")  # of images that are made: what the method drew for each; as the data are normalised
+
 # Values a loss may ask for beside signals: fields of the batch, keyed randomness, facts of the training set, time.
-FIELDS = ("images", "labels", "sample_index", "mask", "latents")
+FIELDS = ("images", "labels", "sample_index", "mask", "latents", *MADE)
 FACTS = ("num_samples", "num_classes", "dataset_labels")
 CLASSES = "teachers_classes"  # a list: the student's class of each class of each teacher, [c] int64
+CLASSIFIER = "teacher_classifier"  # [c d], weights of the teacher's last linear layer; where images are made, asked for once
 TIME = ("epoch", "step")
-PLAIN_NAMES = (*FIELDS, "generator", *FACTS, CLASSES, *TIME)
+PLAIN_NAMES = (*FIELDS, "generator", *FACTS, CLASSES, CLASSIFIER, *TIME)
 
 # Views of a teacher's forward; raykd/models/<view>.py declares each, in a function of its name.
 VIEWS = ("stochastic",)
 ROTATIONS, EMA, BRANCHES = "rotations", "ema", "branches"  # of any model: turned inputs, its averaged copy, all its branches
-SUFFIXES = (BRANCHES, ROTATIONS, *VIEWS, EMA)  # in the order in which a name has them
+LOCAL = "local"  # of images that are made: a part of each, enlarged; what images minimise may read it
+SUFFIXES = (BRANCHES, ROTATIONS, *VIEWS, EMA, LOCAL)  # in the order in which a name has them
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class Signal:
     def views(self) -> tuple[str, ...]:
         """The parts of its view."""
         return tuple(self.view.split("_")) if self.view else ()
+
+    def without(self, view: str) -> Signal:
+        """The same signal without this part of its view."""
+        return dataclasses.replace(self, view="_".join(v for v in self.views if v != view) or None)
 
     def __post_init__(self) -> None:
         text = self.kind + (f"@{self.layer}" if self.layer else "")
@@ -132,6 +140,12 @@ def is_norm(kind: str, derived: Mapping[str, Derived]) -> bool:
     while kind in derived:
         kind = derived[kind].parent
     return kind == "norm"
+
+
+def entering(layer: str) -> str:
+    """The input side of a layer, by name: `bn1` to `bn1:in`, `bn1#2` to `bn1:in#2`."""
+    path, mark, call = layer.partition("#")
+    return f"{path}:in{mark}{call}"
 
 
 @dataclass(frozen=True)

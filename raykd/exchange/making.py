@@ -122,6 +122,25 @@ class Far:
         for number, student in again:
             self.ask(number, student)
 
+    def state(self) -> list[dict[str, Any]]:
+        """What each has learnt and remembers, where it lives and is not busy.
+
+        Raises:
+            LostError: one of them is gone, and what it knew with it.
+        """
+        try:
+            return [ray.get(handle.state.remote(), timeout=self.timeout_s + self.restart_s) for handle in self.handles]
+        except RayTaskError as error:
+            raise original(error, "A synthesizer") from None
+        except RayError as error:
+            why = type(error).__name__
+            raise LostError(f"A synthesizer is lost ({why}). The last checkpoint is intact: resume the run.") from None
+
+    def load_state(self, states: list[dict[str, Any]]) -> None:
+        """Has each continue from what it knew, before anything is asked of it."""
+        for handle, state in zip(self.handles, states):
+            handle.load_state.remote(state)
+
     def close(self) -> None:
         """Forgets what is under way; the actors belong to the run's driver."""
         self._under_way.clear()

@@ -285,7 +285,12 @@ def _images(job: Job, built: dict[str, shapes.Model], known: Facts, collect: _Co
     if any(signals is None for signals in seen.values()):
         return
     for plan in plans:
-        collect.of(f"losses.{plan.name}", lambda plan=plan: shapes.bind(job, plan, seen, known, batch, images=True))
+        collect.of(
+            f"losses.{plan.name}",
+            lambda plan=plan: shapes.bind(
+                job, plan, seen, known, batch, images=True, more=shapes.facts_of_teacher(plan, built)
+            ),
+        )
     collect.of("synthesis", lambda: shapes.generator(job, known))
 
 

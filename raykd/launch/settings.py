@@ -261,6 +261,10 @@ def synthesis(job: Job) -> list[str]:
             found.append(f"synthesis.start: expected at most synthesis.capacity, {spec.capacity} batches, got {spec.start}.")
         if spec.reset in ("never", "meta") and (spec.synthesizers > 1 or spec.max_restarts):
             found.append("synthesis.reset: a generator that goes on cannot be moved. Set synthesizers=1 and max_restarts=0.")
+    if spec.generator == "pixels" and spec.mode != "bank":
+        found.append("synthesis.mode: free pixels are made a batch at a time, for classes that stay. Set it to 'bank'.")
+    if spec.clip and spec.generator != "pixels":
+        found.append("synthesis.clip: it is of free pixels; a generator bounds its images itself. Leave it out.")
     known = models.generators()
     if job.synthesis.generator not in known:
         found.append(

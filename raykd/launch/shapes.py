@@ -21,7 +21,7 @@ from raykd.roles.learner import shapes_of, without_ema
 from raykd.roles.losses import BoundLoss, Plan
 from raykd.roles.network import Facts, Tapped, branching_of, input_shape, model_options, structured
 from raykd.roles.synthesizer import generator_of
-from raykd.signals import LOCAL, Signal, Signals, is_norm
+from raykd.signals import CLASSIFIER, LOCAL, Signal, Signals, is_norm
 
 META = torch.device("meta")
 FEW = 4  # samples for a model that has to run on the CPU
@@ -111,7 +111,26 @@ def signals(found: Model, wanted: list[Signal], known: Facts, batch: int) -> Sig
     return {key: torch.empty(shape, dtype=seen[key].dtype, device=META) for key, shape in shapes.items()}
 
 
-def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch: int, images: bool = False) -> tuple[int, bool]:
+def facts_of_teacher(plan: Plan, built: Mapping[str, Model]) -> dict[str, Tensor]:
+    """What a loss asks of its teacher once, without values.
+
+    Raises:
+        ModelError: the teacher has no such thing.
+    """
+    if not plan.reads(CLASSIFIER):
+        return {}
+    return {CLASSIFIER: models.classifier(built[plan.teachers[0]].module).weight.to(META)}
+
+
+def bind(
+    job: Job,
+    plan: Plan,
+    seen: Mapping[str, Signals],
+    known: Facts,
+    batch: int,
+    images: bool = False,
+    more: Mapping[str, Tensor] | None = None,
+) -> tuple[int, bool]:
     """Builds a loss from shapes and calls it once.
 
     Args:
@@ -121,6 +140,7 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
         known: of the data.
         batch: samples of a worker's batch.
         images: whether the images minimise it: then teachers' signals lead back to them.
+        more: see `facts_of_teacher`.
 
     Returns:
         (trainable parameters beside the student, whether the loss couples the batch).
@@ -142,11 +162,12 @@ def bind(job: Job, plan: Plan, seen: Mapping[str, Signals], known: Facts, batch:
     try:
         with META:
             shapes = {role: shapes_of(found) for role, found in roles.items()}
-            loss = BoundLoss(plan, shapes, known, torch.zeros(known.num_samples, dtype=torch.int64), job)
+            loss = BoundLoss(plan, shapes, known, torch.zeros(known.num_samples, dtype=torch.int64), job, more)
             loss.to(torch.float64 if job.student.dtype == "float64" else torch.float32)
             fields = {name: torch.zeros(batch, dtype=torch.int64) for name in ("labels", "sample_index")}
-            fields["images"] = torch.zeros((batch, *known.shape), dtype=torch.uint8)
+            fields["images"] = torch.zeros((batch, *known.shape), dtype=torch.float32 if images else torch.uint8)
             fields["latents"] = torch.zeros((batch, job.synthesis.latent or 1))
+            fields["normalised_images"] = torch.zeros((batch, *known.shape), requires_grad=images)
             terms = _call(loss, fields, roles)
     except RaykdError:
         raise
@@ -184,13 +205,17 @@ def _call(loss: BoundLoss, fields: Mapping[str, Tensor], roles: Mapping[str, Any
     """The terms; None where the loss reads values."""
     try:
         with torch.enable_grad():
-            return loss(fields, roles, 0, 0, 0)
+            return loss({**fields, **loss.targets(fields["labels"], torch.Generator("cpu"))}, roles, 0, 0, 0)
     except SignalError as error:
         if error.__cause__ is None:
             raise
         if _reads_values(error.__cause__):
             return None
         raise error.__cause__ from None
+    except (NotImplementedError, RuntimeError) as error:  # of `targets`
+        if _reads_values(error):
+            return None
+        raise
 
 
 def _check_terms(terms: Mapping[str, Any], batch: int, of: str) -> None:

@@ -18,7 +18,7 @@ from raykd.errors import ConfigError, RaykdError, SignalError, near, told
 from raykd.parts.aggregators import aggregators
 from raykd.roles.network import Facts
 from raykd.roles.optimisation import world_size
-from raykd.signals import CLASSES, LIST_ROLES, SOURCES, Aggregate, Signal, Wire, is_norm, wires
+from raykd.signals import CLASSES, LIST_ROLES, LOCAL, SOURCES, Aggregate, Signal, Wire, entering, is_norm, wires
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class Plan:
     def ema(self) -> list[Signal]:
         """What it asks of the student's averaged copy."""
         return [s for w in self.wires if w.parameter.role == "ema" for s in w.signals]
+
+    def reads(self, name: str) -> bool:
+        """Whether it is called, or built, with a value of this name."""
+        return name in (*self.method.parameters, *self.method.build_parameters)
 
     def asks(self, teacher: str) -> list[Signal]:
         """What it asks of a teacher."""
@@ -120,6 +124,7 @@ def plans(
             found += _plans(
                 name, loss, method, role, {t: everyone[t] for t in names} if role else {}, job, stages, branches, norms
             )
+            _check_views(method)
         except SignalError as error:
             raise SignalError(f"losses.{name}: {error}") from None
     return found
@@ -167,10 +172,10 @@ def _plans(
     branches: int,
     norms: Mapping[str, list[str]] | None,
 ) -> list[Plan]:
-    own = _layers(loss, "student", stages["student"])
-    teachers = tuple(heard)
-    theirs = {t: _layers(loss, t, stages[t]) for t in teachers}
     normed = {model: tuple(names) for model, names in (norms or {}).items()}
+    own = _layers(loss, "student", stages, normed)
+    teachers = tuple(heard)
+    theirs = {t: _layers(loss, t, stages, normed) for t in teachers}
     weights = {t: neighbour.weight for t, neighbour in heard.items()}
     late = any(t not in job.teachers for t in teachers) or any(p.branches for p in method.signals)
 
@@ -211,14 +216,28 @@ def _aggregator(name: str) -> str:
     return name
 
 
-def _layers(loss: Loss, model: str, stages: list[str]) -> tuple[str, ...]:
-    """The layers a loss reads of the student, or of a teacher: of its own name where the loss names it, else of all."""
+def _layers(loss: Loss, model: str, stages: Mapping[str, list[str]], norms: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The layers a loss reads of the student, or of a teacher: of its own name where the loss names it, else of all.
+
+    `stages` stands for all stages of the model, `norms` for what enters its batch norms.
+    """
     if isinstance(loss.layers, Mapping):
         others = loss.layers.get("teacher", loss.layers.get("peer", ()))
         named = loss.layers.get(model, others if model != "student" else ())
     else:
         named = loss.layers or ()
-    return tuple(stages) if tuple(named) == ("stages",) else tuple(named)
+    if tuple(named) == ("norms",):
+        return tuple(entering(name) for name in norms.get(model, ()))
+    return tuple(stages[model]) if tuple(named) == ("stages",) else tuple(named)
+
+
+def _check_views(method: catalogue.Method) -> None:
+    for parameter in method.signals:
+        if LOCAL in (parameter.view or "").split("_"):
+            raise SignalError(
+                f"{parameter.name}: expected a view of images that a student learns from, got {LOCAL!r}. That view is there "
+                "where images are made: read it in `images_loss`."
+            )
 
 
 def _check_roles(wired: tuple[Wire, ...], method: catalogue.Method) -> None:
@@ -279,9 +298,18 @@ class BoundLoss(nn.Module):
         facts: of the training set.
         labels: of the training set, `[n]` int64.
         job: for seed and dtype.
+        more: facts of the teacher, by name.
     """
 
-    def __init__(self, plan: Plan, shapes: Mapping[str, Any], facts: Facts, labels: Tensor, job: Job) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        shapes: Mapping[str, Any],
+        facts: Facts,
+        labels: Tensor,
+        job: Job,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.plan = plan
         self.seed = job.seed
@@ -289,7 +317,9 @@ class BoundLoss(nn.Module):
         self.factor = schedule(str(plan.loss.options["schedule"]))
         self._num_classes = facts.num_classes
         self._workers = world_size()  # now: the group may be gone by the time one of them is lost
+        self._sizes = {"images": tuple(facts.shape), "latents": (job.synthesis.latent or 1,)}
         self._facts = {"num_samples": facts.num_samples, "num_classes": facts.num_classes, "dataset_labels": labels}
+        self._facts |= more or {}
         called = plan.method.accepts.get("forward" if plan.method.trains else "loss", ())
         self._options = self._chosen(called)
         self._target = plan.method.call()
@@ -378,7 +408,7 @@ class BoundLoss(nn.Module):
 
     def _build(self, target: Any, shapes: Mapping[str, Any]) -> nn.Module:
         by_name = self.values(shapes)
-        by_name |= {CLASSES: [self._classes(i, torch.device("cpu")) for i in range(len(self.plan.teachers))]}
+        by_name |= {CLASSES: [self._classes(i, torch.device("cpu")) for i in range(len(self.plan.teachers))]} | self._sizes
         arguments = {n: by_name[n] if n in by_name else self._fact(n) for n in self.plan.method.build_parameters}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.seed, "connector", self.plan.label))
@@ -401,6 +431,17 @@ class BoundLoss(nn.Module):
         """Runs the method's `on_epoch` before each epoch."""
         if "on_epoch" in self.plan.method.hooks:
             self.plan.method.imported().on_epoch(self._called(), epoch)
+
+    def targets(self, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The field `targets` of a batch that is to be made, where the method has a hook of that name.
+
+        Args:
+            labels: the classes wanted, `[b]` int64.
+            generator: on the CPU; what is drawn follows from it.
+        """
+        if "targets" not in self.plan.method.hooks or self.plan.method.attribute != catalogue.IMAGES_LOSS:
+            return {}
+        return {"targets": self.plan.method.imported().targets(self._called(), labels, generator)}
 
     def step(self, learner: Any, batch: Mapping[str, Tensor], signals: Mapping[str, Any]) -> None:
         """Runs the method's `step`, an update of its own, at the start of each training step."""

@@ -18,7 +18,7 @@ from raykd.data.normalise import Normalise
 from raykd.errors import ModelError
 from raykd.models.stochastic import check_options, skippable, stochastic, without
 from raykd.parts.derived import derived_signals
-from raykd.signals import ROTATIONS, VIEWS, Signal, Signals
+from raykd.signals import ROTATIONS, VIEWS, Signal, Signals, entering
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -203,7 +203,7 @@ class Tapped:
         kind = self._base(signal.kind)
         if not set(signal.views) <= {ROTATIONS, *VIEWS} or kind == "input_grad":
             raise ModelError(f"Signal {signal.key!r}: averaged copies, extra views and input gradients are not tapped here.")
-        layer = {"feature": signal.layer, "embedding": "embedding", "norm": _input_of(signal.layer)}.get(kind)
+        layer = {"feature": signal.layer, "embedding": "embedding", "norm": signal.layer and entering(signal.layer)}.get(kind)
         if layer is None or not isinstance(self.model, models.Branched):
             return layer
         return self.model.path(signal.branch, layer)
@@ -220,6 +220,8 @@ class Tapped:
             return self._functions[kind](parent, **own)
         if kind == "logits":
             return logits[signal.branch]
+        if kind == "classifier":
+            return models.classifier(plain(self.model)).weight
         address = str(self._addresses[signal])
         found = tapped[address]
         if kind == "norm":
@@ -229,14 +231,6 @@ class Tapped:
     def close(self) -> None:
         """Removes the hooks."""
         self._taps.close()
-
-
-def _input_of(layer: str | None) -> str | None:
-    """The input side of a layer, by name: `bn1` to `bn1:in`, `bn1#2` to `bn1:in#2`."""
-    if layer is None:
-        return None
-    path, mark, call = layer.partition("#")
-    return f"{path}:in{mark}{call}"
 
 
 def _normaliser(stats: Any, size: tuple[int, int] | None) -> Normalise:

@@ -6,6 +6,7 @@ round     generator steps:  z -> images -> signals of teachers and student -> im
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +22,15 @@ from raykd.data.keys import derive, torch_generator
 from raykd.data.normalise import Normalise
 from raykd.errors import DivergenceError
 from raykd.exchange.bank import MadeBatch
-from raykd.models.generators import Generator, reset
+from raykd.models.generators import Generator, Pixels, reset
+from raykd.parts.views import local_view
 from raykd.roles.hearing import hear
 from raykd.roles.learner import shapes_of
 from raykd.roles.losses import BoundLoss, Plan
+from raykd.roles.meta import Route
 from raykd.roles.network import Facts, Tapped
 from raykd.roles.optimisation import optimizer, rate, sync_gradients
-from raykd.signals import Signal, Signals
+from raykd.signals import CLASSIFIER, LOCAL, Signal, Signals
 
 Through = Callable[[Tensor, Mapping[str, tuple[Signal, ...]]], Mapping[str, Signals]]
 """Float images `[b c h w]` and the signals wanted of each teacher -> teacher -> signals that carry gradient to the images."""
@@ -43,8 +46,7 @@ class SynthesisReport:
 
 def generator_of(job: Job, facts: Facts) -> Generator:
     """The generator that a job asks for, with fresh weights."""
-    spec, stats = job.synthesis, facts.normalise
-    known = Normalise.preset(stats) if isinstance(stats, str) else Normalise(*stats)
+    spec, known = job.synthesis, _normalise(facts)
     return models.generator(
         str(spec.generator),
         shape=facts.shape,
@@ -54,6 +56,11 @@ def generator_of(job: Job, facts: Facts) -> Generator:
         std=known.std,
         **({"n": job.training.batch_size or 1} if spec.generator == "pixels" else {}) | dict(spec.options),
     )
+
+
+def _normalise(facts: Facts) -> Normalise:
+    stats = facts.normalise
+    return Normalise.preset(stats) if isinstance(stats, str) else Normalise(*stats)
 
 
 class Synthesizer:
@@ -90,7 +97,8 @@ class Synthesizer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(job.seed, "generator"))
             self.generator = generator_of(job, facts).to(device, self.dtype)
-        asked = [s for plan in self.plans for s in plan.student]
+        self.asked = tuple(dict.fromkeys(s for plan in self.plans for s in plan.student))
+        asked = [signal.without(LOCAL) for signal in self.asked]
         self.tapped = Tapped(job.student, student, asked, facts, device) if asked else None
         self.losses: dict[str, BoundLoss] = {}
         self.rate = rate(self._training())
@@ -128,17 +136,49 @@ class Synthesizer:
             SignalError: shapes that the loss cannot use.
         """
         batch = self.draw("probe", 0)
+        modes = {m: m.training for m in self.student.modules()}
+        self.student.eval()
         with torch.no_grad():
-            answers = through(batch["images"], self.wanted)
-            student = self._of_student(batch["images"])
+            answers, student = self._ask(through, batch["images"], batch["images"], self._views("probe", 0))
+        for module, mode in modes.items():
+            module.training = mode
         for plan in self.plans:
             heard = hear(plan, self.plans, answers)
             roles = {"student": student} | (heard.roles if heard is not None else {})
             shapes = {role: shapes_of(found) for role, found in roles.items()}
-            bound = BoundLoss(plan, shapes, self.facts, torch.empty(0, dtype=torch.int64), self.job)
+            more = self._of_teacher(plan, through, batch["images"])
+            bound = BoundLoss(plan, shapes, self.facts, torch.empty(0, dtype=torch.int64), self.job, more)
             self.losses[plan.label] = bound.to(self.device, self.dtype)
         self.optimizer = optimizer(self._training(), [self.generator, *self.losses.values()])
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.spec.reset == "meta":
+            rate = float(self.spec.lr or 0.0) * (self.spec.steps or 1)
+            self.meta = optimizer(dataclasses.replace(self._training(), lr=rate), [self.generator])
+
+    @torch.no_grad()
+    def _of_teacher(self, plan: Plan, through: Through, images: Tensor) -> dict[str, Tensor]:
+        """Facts of the teacher that a loss asks for once, wherever it lives."""
+        if not plan.reads(CLASSIFIER):
+            return {}
+        classifier = Signal("classifier")
+        found = through(images[:1], {plan.teachers[0]: (classifier,)})
+        return {CLASSIFIER: found[plan.teachers[0]][classifier.key].to(self.device, self.dtype)}
+
+    def _beside(self, batch: Mapping[str, Tensor], drawn: Mapping[str, Mapping[str, Tensor]], label: str) -> dict[str, Tensor]:
+        """The fields of a batch as one loss reads them."""
+        fields = {**batch, **drawn[label]}
+        if any(plan.reads("normalised_images") for plan in self.plans):
+            fields["normalised_images"] = _normalise(self.facts)(batch["images"], self.dtype)
+        return fields
+
+    def _targets(self, purpose: str, number: int, labels: Tensor) -> dict[str, dict[str, Tensor]]:
+        """What each loss wants of each image of a batch, drawn once."""
+        found = {}
+        for label, loss in self.losses.items():
+            keyed = torch_generator(self.job.seed, "synthesis", "targets", purpose, number, self.rank)
+            own = loss.targets(labels, keyed)
+            found[label] = {name: value.to(self.device, self.dtype) for name, value in own.items()}
+        return found
 
     def draw(self, purpose: str, number: int) -> dict[str, Tensor]:
         """A batch: `latents`, `labels` (wanted classes) and their `images` `[b c h w]` float, with the generator's graph."""
@@ -148,7 +188,7 @@ class Synthesizer:
         return {"latents": latents, "labels": labels, "images": self.generator(latents, labels)}
 
     def learn(self, through: Through, time: float) -> SynthesisReport:
-        """The generator's steps of one round.
+        """The generator's steps of one round; of the first round, those before it too.
 
         Args:
             through: asks the teachers.
@@ -167,8 +207,9 @@ class Synthesizer:
         for parameter in self.student.parameters():
             parameter.requires_grad_(False)
         try:
-            for step in range(self.spec.generator_steps or 0):
-                number = self.rounds * (self.spec.generator_steps or 1) + step
+            steps, before = self.spec.generator_steps or 0, self.spec.before or 0
+            first = before + self.rounds * steps if self.rounds else 0
+            for number in range(first, before + (self.rounds + 1) * steps):
                 torch.manual_seed(derive(self.job.seed, "generator step", number, self.rank))
                 report.terms = self._step(through, number, int(time))
                 report.steps += 1
@@ -183,8 +224,8 @@ class Synthesizer:
     def _step(self, through: Through, number: int, epoch: int) -> dict[str, float]:
         batch = self.draw("generator", number)
         self.optimizer.zero_grad(set_to_none=True)
-        answers, student = through(batch["images"], self.wanted), self._of_student(batch["images"])
-        everywhere = self.count * self.world
+        answers, student = self._ask(through, batch["images"], batch["images"], self._views("generator", number))
+        drawn, everywhere = self._targets("generator", number, batch["labels"]), self.count * self.world
         terms: dict[str, Tensor] = {}
         for label, loss in self.losses.items():
             heard = hear(loss.plan, self.plans, answers)
@@ -192,7 +233,7 @@ class Synthesizer:
                 continue
             roles = {"student": student} | heard.roles
             share = loss.plan.share * heard.factor
-            for term, value in loss(batch, roles, epoch, number, self.rank, 0, heard.of).items():
+            for term, value in loss(self._beside(batch, drawn, label), roles, epoch, number, self.rank, 0, heard.of).items():
                 mean = value.sum() / everywhere if value.ndim else value / self.world
                 terms[term or label] = terms.get(term or label, torch.zeros((), device=self.device)) + share * mean
         total = torch.stack(list(terms.values())).sum()
@@ -213,7 +254,8 @@ class Synthesizer:
     def make(self, through: Through, number: int, version: int = -1, maker: int = 0) -> MadeBatch:
         """A batch for the bank: `synthesis.steps` updates of generator, noise or pixels for these images alone.
 
-        With `reset="batch"` it is a function of its number, the teachers and the student as it is, whoever makes it.
+        With `reset="batch"` it is a function of its number, the teachers and the student as it is, whoever makes it; where the
+        images' loss learns or remembers something, also of that.
 
         Args:
             through: asks the teachers.
@@ -233,14 +275,13 @@ class Synthesizer:
         keyed = torch_generator(self.job.seed, "synthesis", "bank", number)
         latents = torch.randn(self.count, spec.latent or 1, generator=keyed).to(self.device, self.dtype)
         labels = torch.randint(self.facts.num_classes, (self.count,), generator=keyed).to(self.device)
-        made = self._optimizer(latents)
+        route = Route(self.generator, str(spec.meta)) if spec.reset == "meta" else None
+        made, drawn = self._optimizer(latents), self._targets("bank", number, labels)
         best, kept = math.inf, None
         terms: dict[str, Tensor] = {}
         for step in range(spec.steps or 1):
             images = self.generator(latents, labels)
-            terms = self._terms(
-                {"latents": latents, "labels": labels, "images": images}, self._moved(images, keyed), through, step
-            )
+            terms = self._terms({"latents": latents, "labels": labels, "images": images}, drawn, keyed, through, step, number)
             total = torch.stack(list(terms.values())).sum()
             if not bool(torch.isfinite(total)):
                 shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
@@ -251,9 +292,16 @@ class Synthesizer:
                 best, kept = float(total.detach()), images.detach().clone()
             made.zero_grad(set_to_none=True)
             total.backward()
+            if route is not None:
+                route.note()
             made.step()
+            if spec.clip and isinstance(self.generator, Pixels):
+                self.generator.clamp_()
         with torch.no_grad():
             final = self.generator(latents, labels) if kept is None else kept
+        if route is not None:
+            route.back()
+            self.meta.step()
         pixels = (final.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         loss = float(torch.stack(list(terms.values())).sum().detach()) if kept is None else best
         score = self._disagreement(final.detach(), through)
@@ -262,14 +310,14 @@ class Synthesizer:
 
     def _optimizer(self, latents: Tensor) -> Any:
         """A fresh optimizer for a batch of its own, the noise with it where it learns; else the one that goes on."""
-        rate = float(self.spec.latents_lr or 0.0)
-        if self.spec.reset == "batch":
+        rate, fresh = float(self.spec.latents_lr or 0.0), self.spec.reset != "never"
+        if fresh:
             self.optimizer = optimizer(self._training(), [self.generator, *self.losses.values()])
         if not rate:
             return self.optimizer
         latents.requires_grad_(True)
         group = {**self.optimizer.defaults, "params": [latents], "lr": rate, "weight_decay": 0.0}
-        if self.spec.reset == "batch":
+        if fresh:
             self.optimizer.add_param_group(group)
             return self.optimizer
         return _Both(self.optimizer, type(self.optimizer)([latents], **{k: v for k, v in group.items() if k != "params"}))
@@ -283,14 +331,23 @@ class Synthesizer:
             images = images.flip(3)
         return images
 
-    def _terms(self, batch: Mapping[str, Tensor], seen: Tensor, through: Through, step: int) -> dict[str, Tensor]:
-        answers, student = through(seen, self.wanted), self._of_student(seen)
+    def _terms(
+        self,
+        batch: Mapping[str, Tensor],
+        drawn: Mapping[str, Mapping[str, Tensor]],
+        keyed: torch.Generator,
+        through: Through,
+        step: int,
+        number: int,
+    ) -> dict[str, Tensor]:
+        answers, student = self._ask(through, batch["images"], self._moved(batch["images"], keyed), keyed)
         terms: dict[str, Tensor] = {}
         for label, loss in self.losses.items():
             heard = hear(loss.plan, self.plans, answers)
             if heard is None:
                 continue
-            found = loss(batch, {"student": student} | heard.roles, 0, step, self.rank, 0, heard.of)
+            roles = {"student": student} | heard.roles
+            found = loss(self._beside(batch, drawn, label), roles, 0, step, self.rank, number, heard.of)
             for term, value in found.items():
                 mean = loss.plan.share * heard.factor * value.mean()
                 terms[term or label] = terms.get(term or label, torch.zeros((), device=self.device)) + mean
@@ -306,8 +363,29 @@ class Synthesizer:
         student = self.tapped.logits(images).float().log_softmax(-1)
         return float((said * (said.clamp_min(1e-12).log() - student)).sum(-1).mean())
 
-    def _of_student(self, images: Tensor) -> Signals:
-        return self.tapped(images) if self.tapped is not None else {}
+    def _ask(
+        self, through: Through, images: Tensor, seen: Tensor, keyed: torch.Generator
+    ) -> tuple[dict[str, Signals], Signals]:
+        """What teachers and student say of images as they see them, and of parts of the images where a loss reads these."""
+        wanted, own = self.wanted, self.asked
+        straight = {teacher: tuple(s for s in asked if LOCAL not in s.views) for teacher, asked in wanted.items()}
+        answers = {teacher: dict(found) for teacher, found in through(seen, straight).items()}
+        student = dict(self.tapped(seen)) if self.tapped is not None else {}
+        local = {teacher: [s for s in asked if LOCAL in s.views] for teacher, asked in wanted.items()}
+        mine = [s for s in own if LOCAL in s.views]
+        if not (any(local.values()) or mine):
+            return answers, student
+        parts = local_view(images, keyed)
+        found = through(parts, {t: tuple(s.without(LOCAL) for s in asked) for t, asked in local.items() if asked})
+        for teacher, said in found.items():
+            answers[teacher] |= {s.key: said[s.without(LOCAL).key] for s in local[teacher]}
+        if self.tapped is not None and mine:
+            again = self.tapped(parts)
+            student |= {s.key: again[s.without(LOCAL).key] for s in mine}
+        return answers, student
+
+    def _views(self, purpose: str, number: int) -> torch.Generator:
+        return torch_generator(self.job.seed, "synthesis", "views", purpose, number, self.rank)
 
     @torch.no_grad()
     def batch(self, number: int) -> dict[str, Tensor]:
@@ -337,7 +415,7 @@ class Synthesizer:
             "generator": self.generator.state_dict(),
             "losses": {name: loss.state_dict() for name, loss in self.losses.items()},
             "optimizer": self.optimizer.state_dict(),
-        }
+        } | ({"meta": self.meta.state_dict()} if self.spec.reset == "meta" else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continues from `state()`."""
@@ -345,7 +423,10 @@ class Synthesizer:
         self.generator.load_state_dict(state["generator"])
         for name, loss in self.losses.items():
             loss.load_state_dict(state["losses"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.spec.mode == "lockstep" or self.spec.reset == "never":  # else each batch has an optimizer of its own
+            self.optimizer.load_state_dict(state["optimizer"])
+        if self.spec.reset == "meta":
+            self.meta.load_state_dict(state["meta"])
 
 
 class _Both:

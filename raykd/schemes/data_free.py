@@ -131,7 +131,7 @@ class Makers(Protocol):
     room: int  # batches worth having under way
 
     def snapshot(self, version: int, weights: Mapping[str, torch.Tensor]) -> Snapshot:
-        """Puts a student's weights where makers find them."""
+        """Puts a student's weights, a copy on the CPU, where makers find them."""
 
     def ask(self, number: int, student: Snapshot | None) -> None:
         """Asks for a batch."""
@@ -142,6 +142,12 @@ class Makers(Protocol):
     @property
     def asked(self) -> list[int]:
         """Numbers of the batches under way."""
+
+    def state(self) -> list[dict[str, Any]]:
+        """What each has learnt and remembers; asked for when no batch is under way."""
+
+    def load_state(self, states: list[dict[str, Any]]) -> None:
+        """Continues from `state()`."""
 
     def close(self) -> None:
         """Gives back what they hold."""
@@ -157,8 +163,8 @@ class Here:
         self._asked: list[tuple[int, Snapshot | None]] = []
 
     def snapshot(self, version: int, weights: Mapping[str, torch.Tensor]) -> Snapshot:
-        """A copy."""
-        return Snapshot(version, {name: value.detach().cpu().clone() for name, value in weights.items()})
+        """The weights as they are given: nobody changes them."""
+        return Snapshot(version, weights)
 
     def ask(self, number: int, student: Snapshot | None) -> None:
         """Notes it."""
@@ -173,6 +179,14 @@ class Here:
     def asked(self) -> list[int]:
         """Numbers of the batches under way."""
         return [number for number, _ in self._asked]
+
+    def state(self) -> list[dict[str, Any]]:
+        """What it has learnt and remembers."""
+        return [self.work.synthesizer.state()]
+
+    def load_state(self, states: list[dict[str, Any]]) -> None:
+        """Continues from `state()`."""
+        self.work.synthesizer.load_state(states[0])
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -239,9 +253,11 @@ class Banked:
         place = folder / BANK if order.world == 1 else folder / BANK / f"rank-{learner.rank}"
         self.bank = Bank(place, spec.capacity or 1, spec.memory_bytes, spec.priority)
         self._reads_student = any(plan.student for plan in plans)
+        self._remembers = spec.reset != "batch" or any(plan.method.trains for plan in plans)
         self._count = (job.training.batch_size or 1) // order.world
         self._next, self._made, self._stale, self._waited = learner.rank, 0, 0, 0.0
         self._snapshot: Snapshot | None = None
+        self._weights: Mapping[str, torch.Tensor] = {}  # of that snapshot
         self._seconds: list[float] = []
 
     def first(self) -> Batch:
@@ -292,7 +308,9 @@ class Banked:
         if not self._reads_student:
             return None
         if self._snapshot is None or step - self._snapshot.version >= self.job.synthesis.snapshot_every:
-            self._snapshot = self.makers.snapshot(step, plain(self.learner.student).state_dict())
+            now = plain(self.learner.student).state_dict()
+            self._weights = {name: value.detach().cpu().clone() for name, value in now.items()}
+            self._snapshot = self.makers.snapshot(step, self._weights)
         return self._snapshot
 
     def _take(self, batch: MadeBatch, step: int) -> None:
@@ -320,14 +338,28 @@ class Banked:
         return found | {"made": self._made, "stale": self._stale, "file": _file(epoch), "shown": len(labels)}
 
     def state(self) -> dict[str, Any]:
-        """The bank, and which batches were asked for; those under way are asked for again."""
+        """The bank, the snapshot in use, and which batches were asked for; those under way are asked for again.
+
+        Where makers go on from batch to batch, those under way are waited for, and what the makers remember is in it.
+        """
+        while self._remembers and self.makers.asked:
+            for batch in self.makers.take(True):
+                self._take(batch, self.learner.step_count)
+        makers = self.makers.state() if self._remembers else []
         first = min([*self.makers.asked, self._next])
-        return {"bank": self.bank.state(), "next": first, "made": self._made, "stale": self._stale}
+        kept = {"version": self._snapshot.version, "weights": dict(self._weights)} if self._snapshot is not None else None
+        found = {"bank": self.bank.state(), "next": first, "made": self._made, "stale": self._stale, "snapshot": kept}
+        return found | ({"makers": makers} if makers else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continues from `state()`."""
         self.bank.load_state(state["bank"])
         self._next, self._made, self._stale = int(state["next"]), int(state["made"]), int(state["stale"])
+        if state["snapshot"] is not None:
+            self._weights = state["snapshot"]["weights"]
+            self._snapshot = self.makers.snapshot(int(state["snapshot"]["version"]), self._weights)
+        if "makers" in state:
+            self.makers.load_state(state["makers"])
 
     def close(self) -> None:
         """Lets the makers go."""

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import inspect
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, get_args, get_origin
 
 import numpy as np
@@ -23,20 +23,30 @@ METHODS = files(REPOSITORY / "raykd" / "methods")
 ROWS = files(HERE / "rows")
 
 
+IMAGES = ":images"  # after a slug: what the images minimise that the method makes
+
+
 def load_method(slug: str) -> ModuleType:
-    path = METHODS[slug]
+    path = METHODS[slug.removesuffix(IMAGES)]
     return importlib.import_module(f"raykd.methods.{path.parent.name}.{path.stem}")
 
 
-def load_row(slug: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"row_{ROWS[slug].stem}", ROWS[slug])
+def load_row(slug: str) -> Any:
+    path = ROWS[slug.removesuffix(IMAGES)]
+    spec = importlib.util.spec_from_file_location(f"row_{path.stem}", path)
     row = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(row)
-    return row
+    return of_images(row) if slug.endswith(IMAGES) else row
+
+
+def of_images(row: ModuleType) -> SimpleNamespace:
+    """The members of a row that are of `images_loss`, named as those of a loss."""
+    found = {n.lower().removeprefix("images_"): v for n, v in vars(row).items() if n.lower().startswith("images_")}
+    return SimpleNamespace(**found, OPTIONS=found.get("options", []))
 
 
 def loss_of(slug: str):
-    return getattr(load_method(slug), f"{slug.replace('-', '_')}_loss")
+    return getattr(load_method(slug), "images_loss" if slug.endswith(IMAGES) else f"{slug.replace('-', '_')}_loss")
 
 
 class Draws:

@@ -15,6 +15,7 @@ import tracing
 from beartype import beartype
 from jaxtyping import jaxtyped
 from method_rows import (
+    IMAGES,
     METHODS,
     REPOSITORY,
     ROWS,
@@ -37,10 +38,16 @@ from raykd.errors import SignalError
 
 SLUGS = sorted(set(METHODS) & set(ROWS))
 MEMBERS = {"NAME", "PAPER", "SECTION", "SCHEME", "LAYERS", "SPARSE", "BRANCHING", "Module"}
+MEMBERS |= {"images_loss", "Images", "SYNTHESIS"}
 MEMBERS |= {"prepare", "before_forward", "after_forward", "step", "on_epoch", "views", "stages"}
 RESERVED = {"weight", "ce_weight", "schedule"}
 
+MAKING = [slug for slug in SLUGS if hasattr(load_method(slug), "images_loss")]
+PURE = SLUGS + [slug + IMAGES for slug in MAKING]  # every pure function
+
 every = pytest.mark.parametrize("slug", SLUGS)
+pure = pytest.mark.parametrize("slug", PURE)
+making = pytest.mark.parametrize("slug", MAKING)
 
 
 def samples(row, seed=0):
@@ -88,17 +95,23 @@ def batch_size(inputs):
     return len(leaves_of(next(iter(inputs.values())))[0])
 
 
-def with_gradient(inputs):
-    """The inputs, with leaves that require gradient on the student's side, and the leaves."""
+def trained_by(loss, inputs):
+    """Floating-point signals to which a loss sends gradient; of what images minimise all of them, as all lead to the images."""
+    makes = getattr(loss, "__name__", "") == "images_loss"
+    return {name: value for name, value in inputs.items() if is_floating(value)} if makes else students(inputs)
+
+
+def with_gradient(inputs, loss=None):
+    """The inputs, with leaves that require gradient where the loss sends one, and the leaves."""
     inputs, leaves = dict(inputs), []
-    for name, value in students(inputs).items():
+    for name, value in trained_by(loss, inputs).items():
         inputs[name] = each(lambda t: t.clone().requires_grad_(True), value)
         leaves += leaves_of(inputs[name])
     return inputs, leaves
 
 
 def gradient(loss, inputs, **options):
-    inputs, leaves = with_gradient(fresh(inputs))
+    inputs, leaves = with_gradient(fresh(inputs), loss)
     return torch.autograd.grad(total(loss(**inputs, **options)), leaves, allow_unused=True)
 
 
@@ -143,6 +156,8 @@ def test_members(slug):
     }
     public = {n for n in own if not n.startswith("_")} - {f"{slug.replace('-', '_')}_loss"}
     assert public <= MEMBERS
+    assert ("images_loss" in own) == ("SYNTHESIS" in constants) == (method.SCHEME == "data_free")
+    assert "Images" not in own or "images_loss" in own
     for name in ("NAME", "PAPER", "SECTION", "SCHEME"):
         assert isinstance(ast.literal_eval(constants[name]), str)
     assert method.SCHEME in ("offline", "online", "self", "data_free")
@@ -156,8 +171,28 @@ def test_members(slug):
 def wiring(slug):
     """Names before `*` that are wired."""
     method = load_method(slug)
-    fn = method.Module.forward if hasattr(method, "Module") else loss_of(slug)
-    return [n for n, p in inspect.signature(fn).parameters.items() if p.kind is not p.KEYWORD_ONLY and n != "self"]
+    called = [method.Module.forward if hasattr(method, "Module") else loss_of(slug)]
+    if hasattr(method, "images_loss"):
+        called.append(method.Images.forward if hasattr(method, "Images") else method.images_loss)
+    found = [n for fn in called for n, p in inspect.signature(fn).parameters.items() if p.kind is not p.KEYWORD_ONLY]
+    return [n for n in found if n != "self"]
+
+
+@making
+def test_options_of_what_makes_images(slug):
+    """All are set in the job's loss: each has a default, one that the student's loss has too the same, and none is reserved."""
+    method = load_method(slug)
+    own, student = (_options(fn) for fn in (method.images_loss, loss_of(slug)))
+    assert not set(own) & RESERVED
+    assert all(p.default is not p.empty for p in own.values())
+    assert all(student[name].default == p.default for name, p in own.items() if name in student)
+    if hasattr(method, "Images"):
+        of_class = _options(method.Images.__init__) | _options(method.Images.forward)
+        assert all((p.default is p.empty) == (name in own) for name, p in of_class.items())
+
+
+def _options(fn):
+    return {n: p for n, p in inspect.signature(fn).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
 @every
@@ -176,7 +211,7 @@ def test_defaults_are_written_once(slug):
                     seen.add(name)
 
 
-@every
+@pure
 def test_docstring(slug):
     method, loss = load_method(slug), loss_of(slug)
     text = inspect.getdoc(loss)
@@ -184,14 +219,16 @@ def test_docstring(slug):
         assert part in text, part
     for name in inspect.signature(loss).parameters:
         assert re.search(rf"^    {name}: ", text, re.MULTILINE), name
-    scalar = any(t.ndim == 0 for t in terms(loss(**to_torch(load_row(slug).inputs(0)))).values())
+    row = load_row(slug)
+    found = [terms(loss(**to_torch(row.inputs(0)), **options)) for options in settings(row)]
+    scalar = any(value.ndim == 0 for own in found for value in own.values())
     assert scalar == bool(re.search(r"couples?\s+the\s+batch", text))
     result = doctest.testmod(method)
     assert result.failed == 0
     assert result.attempted > 0
 
 
-@every
+@pure
 def test_value(slug):
     row, loss = load_row(slug), loss_of(slug)
     for seed in (0, 1):
@@ -200,7 +237,7 @@ def test_value(slug):
                 close(loss(**to_torch(inputs), **options), row.reference(**for_reference(inputs), **options))
 
 
-@every
+@pure
 def test_closed_forms(slug):
     row, loss = load_row(slug), loss_of(slug)
     assert row.closed_forms()
@@ -208,7 +245,7 @@ def test_closed_forms(slug):
         close(loss(**to_torch(inputs), **options), expected)
 
 
-@every
+@pure
 def test_shapes(slug):
     row, loss = load_row(slug), loss_of(slug)
     checked = jaxtyped(typechecker=beartype)(loss)
@@ -234,13 +271,13 @@ def still(kept):
         yield
 
 
-@every
+@pure
 def test_gradient(slug):
     """By finite differences; of what a loss detaches, none."""
     row, loss = load_row(slug), loss_of(slug)
     for options in settings(row):
-        inputs, leaves = with_gradient(to_torch(row.inputs(2)))
-        names, kept = list(students(inputs)), []
+        inputs, leaves = with_gradient(to_torch(row.inputs(2)), loss)
+        names, kept = list(trained_by(loss, inputs)), []
 
         def value(*leaves, inputs=inputs, names=names, options=options, kept=kept):
             given, left = fresh(dict(inputs)), list(leaves)
@@ -253,7 +290,7 @@ def test_gradient(slug):
         assert torch.autograd.gradcheck(value, leaves)
 
 
-@every
+@pure
 def test_wrong_shapes_are_refused(slug):
     row, loss = load_row(slug), loss_of(slug)
     axes = axes_of(loss)
@@ -275,11 +312,11 @@ def test_wrong_shapes_are_refused(slug):
                     bad.append({**given, name: [*value[:-1], take(value[-1], axes[name], letter, torch.tensor([0]))]})
         assert len(bad) > 2
         for case in bad:
-            with pytest.raises(SignalError, match=rf"\({slug}\)"):
+            with pytest.raises(SignalError, match=rf"\({slug.removesuffix(IMAGES)}\)"):
                 loss(**fresh(case))
 
 
-@every
+@pure
 def test_batch_permutation(slug):
     row, loss = load_row(slug), loss_of(slug)
     axes = axes_of(loss)
@@ -291,7 +328,7 @@ def test_batch_permutation(slug):
             torch.testing.assert_close(after[name], value[order] if value.ndim else value, rtol=1e-10, atol=1e-10)
 
 
-@every
+@pure
 def test_a_sample_alone_makes_its_value(slug):
     row, loss = load_row(slug), loss_of(slug)
     inputs, axes = to_torch(row.inputs(0)), axes_of(loss_of(slug))
@@ -303,7 +340,7 @@ def test_a_sample_alone_makes_its_value(slug):
             torch.testing.assert_close(alone[name], value[:1], rtol=1e-10, atol=1e-10)
 
 
-@every
+@pure
 def test_large_and_half_precision(slug):
     row, loss = load_row(slug), loss_of(slug)
     for inputs in map(to_torch, samples(row)):
@@ -325,7 +362,7 @@ def test_large_and_half_precision(slug):
                         assert torch.equal(value[name], wide)
 
 
-@every
+@pure
 def test_signals_on_another_device(slug):
     """A loss keeps no tensor on the CPU beside signals that live elsewhere; no device is needed to see that."""
     row, loss = load_row(slug), loss_of(slug)
@@ -334,7 +371,7 @@ def test_signals_on_another_device(slug):
         assert all(term.device.type == "meta" for term in terms(value).values())
 
 
-@every
+@pure
 def test_inputs_stay_as_they_are(slug):
     row, loss = load_row(slug), loss_of(slug)
     inputs, kept = to_torch(row.inputs(0)), to_torch(row.inputs(0))
@@ -408,6 +445,34 @@ def test_the_teacher_is_live(slug):
     assert mixed(inputs) or not unfelt, "a signal of the student that no term feels"
 
 
+@making
+def test_images_hear_all_that_is_read(slug):
+    """Each signal that images are made by has a gradient, by which they learn; each term has one too."""
+    row, loss = load_row(slug + IMAGES), loss_of(slug + IMAGES)
+    inputs, leaves = with_gradient(to_torch(row.inputs(0)), loss)
+    felt = []
+    for value in terms(loss(**inputs)).values():
+        found = torch.autograd.grad(value.sum(), leaves, allow_unused=True, retain_graph=True)
+        felt.append([g is not None and bool(g.abs().max() > 0) for g in found])
+        assert any(felt[-1])
+    assert all(any(by) for by in zip(*felt))
+
+
+ADVERSARIAL = [s for s in MAKING if any(role_of(name) == "student" for name in load_row(s + IMAGES).inputs(0))]
+
+
+@pytest.mark.parametrize("slug", ADVERSARIAL)
+def test_images_raise_what_the_student_lowers(slug):
+    """A small step of the student's logits that lowers its loss raises that of the images, on the same signals."""
+    row, made = load_row(slug).inputs(0), load_row(slug + IMAGES).inputs(0)
+    shared = to_torch({name: made[name] for name in made if name in row} | {name: row[name] for name in row if name in made})
+    logits = shared["student_logits"].requires_grad_(True)
+    loss, images_loss = loss_of(slug), loss_of(slug + IMAGES)
+    (down,) = torch.autograd.grad(total(loss(**to_torch(row) | shared)), logits)
+    (up,) = torch.autograd.grad(total(images_loss(**to_torch(made) | shared)), logits)
+    assert (down * up).sum() < 0
+
+
 MIXED = [slug for slug in SLUGS if mixed(load_row(slug).inputs(0))]
 
 
@@ -438,7 +503,7 @@ def test_branches_hear_each_other(slug):
     assert there == set(shuffled)
 
 
-@every
+@pure
 def test_compiles_as_one_graph(slug):
     row, loss = load_row(slug), loss_of(slug)
     inputs = to_torch(row.inputs(0))
@@ -452,7 +517,9 @@ def test_compiles_as_one_graph(slug):
 def test_a_method_with_a_module_has_traces(slug):
     method = load_method(slug)
     trains = hasattr(method, "Module") or method.SCHEME == "online"
-    assert trains == bool(getattr(load_row(slug), "TRACES", []))
+    made = method.SCHEME == "data_free"  # by the Synthesizer and the Learner in turn: test_trace_images.py
+    assert (trains and not made) == bool(getattr(load_row(slug), "TRACES", []))
+    assert made == bool(getattr(load_row(slug), "ROUNDS", []))
 
 
 TRACES = [(s, i) for s in SLUGS for i in range(len(getattr(load_row(s), "TRACES", [])))]
