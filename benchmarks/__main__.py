@@ -27,7 +27,9 @@ PLOT = PAGE.with_name(tables.PLOT)
 SIMULATED = "simulated"
 SWEEPS = "sweeps"
 PEERS = ("peers", "exchange", "slow")
-DEFAULT = ("student", "ceiling", "hand", "inline", "pool", "store", "build", "infer", SIMULATED, *PEERS)
+MAKING = ("makers", "bank", "gradient")
+DATALESS = (*PEERS[1:], "bank")  # rows that need no data
+DEFAULT = ("student", "ceiling", "hand", "inline", "pool", "store", "build", "infer", SIMULATED, *PEERS, *MAKING)
 KNOWN = (*DEFAULT, "torchdistill", SWEEPS)
 ENVIRONMENT = {  # of every process of every row
     "OMP_NUM_THREADS": "1",
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     found: dict[str, Any] = {"about": about(options.quick), "skipped": {}}
     with tempfile.TemporaryDirectory(prefix="raykd-bench-") as scratch:
-        real = [n for n in names if n not in (SIMULATED, SWEEPS, *PEERS)]
+        real = [n for n in names if n not in (SIMULATED, SWEEPS, *PEERS, *MAKING)]
         scene = Scene(options.data.resolve(), Path(scratch), shards=1 if options.quick else 5)
         if scene.missing():
             why = f"no {scene.missing()[0]}; name the folder with --data"
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from benchmarks import sweeps
 
             found[SWEEPS] = sweeps.measure(scene)
-        _peers([n for n in names if n in PEERS], scene, options, found)
+        _lines_of([n for n in names if n in (*PEERS, *MAKING)], scene, options, found)
     if SIMULATED in names:
         _simulated(options, found)
     found["about"]["load after"] = _load()
@@ -226,16 +228,19 @@ def _simulated(options: argparse.Namespace, found: dict[str, Any]) -> None:
         _say(f"simulated: {row['students']} x {row['replicas']}, {row['payload']}: {row['ratio']:.3f}")
 
 
-def _peers(names: list[str], scene: Scene, options: argparse.Namespace, found: dict[str, Any]) -> None:
-    from benchmarks import peers
+def _lines_of(names: list[str], scene: Scene, options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """The rows that start a Ray cluster of their own and have a line for each setting."""
+    from benchmarks import peers, synthesis
 
     for name in names:
-        if name == "peers" and scene.missing():
+        if name not in DATALESS and scene.missing():
             found["skipped"][name] = f"no {scene.missing()[0]}; name the folder with --data"
             continue
         found[name] = []
         try:
-            for line in peers.measure(name, scene, options.quick, options.rounds, options.steps):
+            for line in (peers if name in PEERS else synthesis).measure(
+                name, scene, options.quick, options.rounds, options.steps
+            ):
                 found[name].append(line)
                 _say(f"{name}: {line}")
         except Exception as error:
@@ -263,7 +268,7 @@ def _show(found: Mapping[str, Any]) -> None:
     from raykd.report.console import make_console, print_table
 
     console = make_console()
-    for table in (*tables.tables(found), *tables.peer_tables(found)):
+    for table in (*tables.tables(found), *tables.peer_tables(found), *tables.making_tables(found)):
         print_table(console, table.head, table.body, table.title)
     if SWEEPS in found:
         from benchmarks import sweeps

@@ -119,6 +119,58 @@ def _slow(row: Findings) -> Sequence[str]:
     return modes[row["mode"]], *ms, _figure(row["ratio"], 3), _mark(row["met"]), f"{row['bytes_out']:,.0f}"
 
 
+def making_tables(found: Findings) -> Iterator[Table]:
+    """The tables of made images that have rows."""
+    if found.get("makers"):
+        own = found["makers"][0]
+        yield Table(
+            f"Synthesizers: batches of {own['batch']} images of 3x32x32, {own['updates']} updates each of a generator through "
+            "ResNet-20, one torch thread a process",
+            ("synthesizers", "images/s", "/ one", "B a batch"),
+            [
+                (str(r["makers"]), _figure(r["images_s"], 1), _figure(r["ratio"], 2), f"{r['batch_bytes']:,}")
+                for r in found["makers"]
+            ],
+        )
+    if found.get("bank"):
+        own = found["bank"][0]
+        yield Table(
+            f"Simulated synthesizers, {own['batch_s']:g} s a batch of 32 images of 3x32x32, beside a student whose step is "
+            f"{1e3 * own['step_s']:g} ms",
+            (
+                "synthesizers",
+                "batches/s",
+                "efficiency",
+                "student: ms a step",
+                "at work %",
+                "waits for the bank %",
+                "most ms",
+                "CPU ms a step",
+            ),
+            [_bank(row) for row in found["bank"]],
+        )
+    if found.get("gradient"):
+        own = found["gradient"][0]
+        yield Table(
+            f"Logits of ResNet-20 for {own['batch']} images and the gradient at these, one torch thread: the teacher in this "
+            f"process, or on a replica; the gradients are {own['error']:.0e} apart; bytes an image",
+            ("teacher", "forward ms", "backward ms", "both / here", "client CPU ms", "B out", "B in", "backward B out", "B in"),
+            [_gradient(row) for row in found["gradient"]],
+        )
+
+
+def _bank(row: Findings) -> Sequence[str]:
+    shares = f"{100 * row['busy_share']:.1f}", f"{100 * row['wait_share']:.2f}"
+    ms = f"{row['wait_ms_most']:.1f}", f"{row['cpu_ms']:.1f}"
+    return str(row["makers"]), f"{row['batches_s']:.2f}", f"{row['efficiency']:.3f}", f"{row['step_ms']:.1f}", *shares, *ms
+
+
+def _gradient(row: Findings) -> Sequence[str]:
+    times = _figure(row["forward_ms"], 1), _figure(row["backward_ms"], 1), _figure(row["ratio"], 2), f"{row['client_ms']:.1f}"
+    sent = [f"{row[key]:,.0f}" for key in ("forward_out", "forward_in", "backward_out", "backward_in")]
+    return row["place"], *times, *sent
+
+
 def _store(sizes: Mapping[str, Mapping[str, int]]) -> Table:
     codecs = list(dict.fromkeys(codec for own in sizes.values() for codec in own))
     body = [[loss, *(f"{own[c]:,}" if c in own else "-" for c in codecs)] for loss, own in sizes.items()]
@@ -148,7 +200,7 @@ def notes(found: Findings) -> list[str]:
 
 def markdown(found: Findings) -> dict[str, str]:
     """Part of docs/benchmarks.md -> its tables and notes, of the parts that were measured."""
-    parts = {"measured": list(tables(found)), "peers": list(peer_tables(found))}
+    parts = {"measured": list(tables(found)), "peers": list(peer_tables(found)), "making": list(making_tables(found))}
     below = "\n".join(f"- {line}" for line in notes(found))
     drawn = {"peers": [f"![Simulated peers: what a step takes longer, and CPU time]({PLOT})"]} if found.get("exchange") else {}
     return {part: "\n\n".join([*map(_lines, own), *drawn.get(part, []), below]) for part, own in parts.items() if own}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measure, peers, rows, tables
+from benchmarks import measure, peers, rows, synthesis, tables
 from benchmarks.gate import Segment
 from benchmarks.scene import Scene
 from raykd.config import Exchange
@@ -111,3 +111,37 @@ def test_companies_take_turns_and_exchange():
     assert peers.a_step(found["all"][1], "bytes_out") == 32 * 1000 * 4
     assert all(peers.a_step(own, "messages") == 0 for own in found[peers.ALONE])
     assert peers.a_step(found["newest"][1], "bytes_out") == 4 * (1000 + 1000)
+
+
+@pytest.mark.ray
+def test_synthesizers_fill_a_bank_beside_a_student():
+    lines = list(synthesis.simulated((1, 2), 2, update_s=0.1, step_s=0.05))
+    assert [row["makers"] for row in lines] == [1, 2]
+    assert all(0 < row["efficiency"] < 1.2 and row["batch_s"] == 0.2 and row["steps"] > 0 for row in lines)
+    assert lines[1]["batches_s"] > lines[0]["batches_s"]
+    assert all(0 <= row["wait_share"] < 1 and row["wait_ms_most"] >= 0 for row in lines)
+    (table,) = tables.making_tables({"bank": lines})
+    assert table.body[0][0] == "1"
+    assert len(table.body[0]) == len(table.head)
+
+
+@pytest.mark.ray
+def test_a_gradient_from_a_replica_is_that_of_this_process(real_data, tmp_path):
+    here, there = synthesis.gradient(Scene(real_data, tmp_path), batch=8, rounds=1, calls=1)
+    assert (here["place"], there["place"], there["error"]) == ("here", "replica", 0.0)
+    assert (here["forward_out"], here["ratio"]["median"]) == (0, 1.0)
+    pixels, logits = 4 * 3 * 32 * 32, 4 * 10
+    assert (there["forward_out"], there["forward_in"]) == (pixels, logits)
+    assert (there["backward_out"], there["backward_in"]) == (pixels + logits, pixels)
+    (table,) = tables.making_tables({"gradient": [here, there]})
+    assert all(len(line) == len(table.head) for line in table.body)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_one_synthesizer_and_two_take_turns(real_data, tmp_path):
+    one, two = synthesis.makers(Scene(real_data, tmp_path), batch=4, rounds=1, batches=1)
+    assert (one["makers"], two["makers"], one["ratio"]["median"]) == (1, 2, 1.0)
+    assert two["images_s"]["median"] / one["images_s"]["median"] == pytest.approx(two["ratio"]["median"])
+    (table,) = tables.making_tables({"makers": [one, two]})
+    assert table.body[1][0] == "2"

@@ -90,6 +90,13 @@ def makes_images(job: Job) -> bool:
     return any(catalogue.method(loss.method).images is not None for loss in job.losses.values())
 
 
+def real_data(job: Job) -> str:
+    """What a job that makes its own images knows of real ones, beside those it is measured on; its method's word for it."""
+    methods = (catalogue.method(loss.method) for loss in job.losses.values())
+    said = [m.synthesis.get("real_data") for m in methods if m.images is not None]
+    return next((str(word) for word in said if word), "none")
+
+
 def connect_images(job: Job, known: Facts) -> list[Plan]:
     """What a job's own images minimise, connected to layers that exist."""
     if not makes_images(job):

@@ -436,6 +436,8 @@ def _notes(job: Job, known: Facts, built: dict[str, shapes.Model]) -> list[str]:
             f"{job.launch.workers} workers: each one's batch norm sees its own share of the batch, so another number of "
             "workers is another result. Statistics are averaged before each evaluation."
         )
+    if assembly.makes_images(job):
+        found.append(f"Real data: {assembly.real_data(job)}, beside the images it is measured on.")
     for name, teacher in job.teachers.items():
         if teacher.codec != "dense":
             found.append(f"teachers.{name}: signals arrive within the error of {teacher.codec}; the largest is in the result.")

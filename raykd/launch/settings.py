@@ -255,6 +255,8 @@ def synthesis(job: Job) -> list[str]:
             )
     spec, launch = job.synthesis, job.launch
     if spec.mode == "bank":
+        if spec.before:
+            found.append("synthesis.before: a bank has no rounds before which to learn. Set it to 0, or mode='lockstep'.")
         if spec.synthesizers < launch.workers:
             found.append(f"synthesis.synthesizers: expected one for each of {launch.workers} workers. Raise it.")
         if (spec.start or 1) > (spec.capacity or 1):

@@ -61,6 +61,7 @@ def test_batches_stay_in_the_order_in_which_they_came_and_the_oldest_goes(tmp_pa
     bank = filled(tmp_path, [3, 1, 7, 2], capacity=3)
     assert bank.numbers == [1, 7, 2]
     assert (len(bank), bank.dropped) == (3, 1)
+    assert bank.summary(CLASSES, 0)["held_bytes"] == 3 * BYTES
     images, labels = bank.newest(COUNT + 2)
     assert np.array_equal(images, np.concatenate([made(2).images, made(7).images])[: COUNT + 2])
     assert np.array_equal(labels, np.concatenate([made(2).labels, made(7).labels])[: COUNT + 2])

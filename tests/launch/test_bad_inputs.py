@@ -40,6 +40,19 @@ BESIDE = {
     "losses": {"dml": Loss("dml"), "kd": Loss("kd")},
     "ce_weight": 1.0,
 }
+
+
+def making(method: str = "dfad", **settings) -> dict:
+    """A job that makes its own images, and then what is wrong; names of settings of `synthesis` without that word."""
+    own = {name if "." in name else f"synthesis.{name}": value for name, value in settings.items()}
+    return {"data.train": None, "data.augmentation": Augmentation(), "losses": {method: Loss(method)}, **own}
+
+
+def banking(**settings) -> dict:
+    """The same with a bank."""
+    return making(mode="bank", **settings)
+
+
 GOOD = {BIG + "weights": W + "good.safetensors"}
 
 
@@ -210,7 +223,34 @@ PEERS = {
     "workers of a shared actor": (among("ab", {"peers.a.actor": "x", "peers.b.actor": "x", "launch.workers": 2, "launch.backend": "ray"}), "peers.*.actor: peers that share an actor"),
     "a store beside peers": (among("ab", GOOD | {BIG + "placement": "store", BIG + "store": "x"}, **BESIDE), "teachers.big.placement: peers are taught by live teachers"),
 }  # fmt: skip
-CASES = DATA | MODELS | LOSSES | SETTINGS | PEERS
+RAY = {"launch.backend": "ray"}
+SYNTHESIS = {
+    "synthesis without a method that makes images": ({"synthesis.lr": 0.1}, "synthesis: no loss of this job makes images", "such as dfad"),
+    "two methods that make images": (making(**{"losses.zskt": Loss("zskt")}), "losses: expected one that makes images, got dfad, zskt"),
+    "images to learn from, and none wanted": (making(**{"data.train": "train.parquet"}), "data.train: this job makes its own images, got 'train.parquet'"),
+    "augmented images that are made": (making(**{"data.augmentation.flip": True}), "data.augmentation: made images are not augmented"),
+    "a limit of images that are made": (making(**{"data.limit": 32}), "data.limit: it is of training images"),
+    "a student alone without images": (making() | {"baseline": True}, "baseline: without images to learn from there is no student alone"),
+    "a recipe of made images": (making(**{BIG + "inputs": "recipe"}), "teachers.big.inputs: images that are made need 'pixels'"),
+    "a lossy codec of made images": (making(**{BIG + "codec": "fp16"}), "teachers.big.codec: images that are made need 'dense'"),
+    "a teacher that may go while images are made": (making(**{"teachers.small": Teacher(model="cifar_resnet8"), "teachers.small.weights": W + "good.safetensors", BIG + "on_loss": "drop"}), "teachers.big.on_loss: images that are made need 'stop'"),
+    "a store of made images": (making(**GOOD, **{BIG + "placement": "store", BIG + "store": "x"}), "teachers.big.placement: nothing is kept of images that are made"),
+    "a memory of images that are made": (making(**{"losses.crd": Loss("crd", num_negatives=4)}) | {"ce_weight": 0.5}, "losses.crd: crd keeps something of each training image"),
+    "misspelt generator": (making(generator="dcgn"), "synthesis.generator: no generator 'dcgn'", "'dcgan'"),
+    "misspelt option of a generator": (making(options={"widht": 4}), "synthesis: dcgan: expected an option among", "'width'"),
+    "misspelt setting of synthesis": (making() | {"synthesis": {"generator_step": 1}}, "synthesis.generator_step: ", "'generator_steps'"),
+    "ill-typed setting of synthesis": (banking(capacity="many"), "synthesis.capacity: ", "'many'"),
+    "unknown mode of synthesis": (making(mode="banks"), "synthesis.mode: ", "'bank'"),
+    "unknown priority": (banking(priority="recnt"), "synthesis.priority: ", "'recent'"),
+    "a bank of no batches": (banking(capacity=0), "synthesis.capacity: "),
+    "a student that begins with more than the bank holds": (banking(capacity=4, start=5), "synthesis.start: expected at most synthesis.capacity, 4 batches, got 5"),
+    "workers without a synthesizer": (banking(**RAY, **{"launch.workers": 2}), "synthesis.synthesizers: expected one for each of 2 workers"),
+    "a generator that goes on in two places": (banking(**RAY, reset="never", synthesizers=2, max_restarts=0), "synthesis.reset: a generator that goes on cannot be moved"),
+    "a generator that goes on elsewhere": (banking(reset="never", max_restarts=3), "synthesis.reset: a generator that goes on cannot be moved", "max_restarts=0"),
+    "free pixels in turn with a student": (making(generator="pixels"), "synthesis.mode: free pixels are made a batch at a time", "'bank'"),
+    "pixels bounded that are not free": (banking(clip=True), "synthesis.clip: it is of free pixels"),
+}  # fmt: skip
+CASES = DATA | MODELS | LOSSES | SETTINGS | PEERS | SYNTHESIS
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from torch import nn
 class Tappable(tracing.TinyNet):
     """TinyNet with its ReLUs as modules, so that taps find them; the same state_dict and the same numbers."""
 
-    def __init__(self, widths, strides, classes):
-        super().__init__(widths, strides, classes)
+    def __init__(self, widths, strides, classes, norms=False):
+        super().__init__(widths, strides, classes, norms)
         self.relus = nn.ModuleList(nn.ReLU() for _ in widths)
         self.stage3.bias.data.abs_()  # no sample's embedding is zero
 
@@ -17,8 +17,9 @@ class Tappable(tracing.TinyNet):
         return {f"stage{i + 1}": f"relus.{i}" for i in range(3)} | {"embedding": "classifier:in"}
 
     def forward(self, images):
-        for stage, relu in zip((self.stage1, self.stage2, self.stage3), self.relus):
-            images = relu(stage(images))
+        for number, (stage, relu) in enumerate(zip((self.stage1, self.stage2, self.stage3), self.relus)):
+            images = stage(images)
+            images = relu(self.norms[number](images) if self.norms else images)
         return self.classifier(torch.mean(images, (2, 3)))
 
 
@@ -27,5 +28,5 @@ def student(num_classes, strides=(1, 2, 2), widths=tracing.STUDENT_WIDTHS):
     return Tappable(widths, strides, num_classes)
 
 
-def teacher(num_classes, widths=tracing.TEACHER_WIDTHS[0], strides=(1, 2, 2)):
-    return Tappable(widths, strides, num_classes)
+def teacher(num_classes, widths=tracing.TEACHER_WIDTHS[0], strides=(1, 2, 2), norms=False):
+    return Tappable(widths, strides, num_classes, norms)

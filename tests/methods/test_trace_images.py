@@ -2,17 +2,21 @@
 
 A row's `ROUNDS` lists settings as `TRACES` does (tracing.py), with `synthesis`: settings of the job's. Its loop
 
-    rounds(student, teacher, generator, states, made, *, signals, lr, images_lr, weight, ce_weight, **options)
+    rounds(student, teacher, generator, states, made, *, signals, normalise, lr, images_lr, weight, ce_weight, **options)
 
 trains student and generator in place. `states` is (the student's Module's, the images' Module's) first state_dict, each empty
 where there is none; `made` has one dict a round: `images`, a batch for each step of the generator, and `student`, one for each
-step of the student. A batch has `latents` [b d], `labels` [b], `sample_index` [b], `epoch`, `step` and `generator`, fresh and
-seeded as the one the loss gets. The generator is called with latents and labels, in training mode, under torch.optim.Adam of
-rate `images_lr`; the student under plain SGD of rate `lr`. Returned are state_dicts: `student`, `generator`, and of Modules
-`module` and `images`.
+step of the student. A batch has `latents` [b d], `labels` [b], `sample_index` [b], `epoch`, `step`, `generator`, fresh and
+seeded as the one the loss gets, and `draws()`, which makes one more of these. The generator is called with latents and labels,
+in training mode, under torch.optim.Adam of rate `images_lr`; the student under plain SGD of rate `lr`. `signals(model, images)`
+takes images as they are made; where a setting has `norms`, those of a teacher have "norms" too: for each batch norm (mean and
+biased variance of the batch, running mean, running variance). `normalise(images)`, given to a loop that asks for it, is what
+the models get. Returned are state_dicts: `student`, `generator`, and of Modules `module` and `images`.
 """
 
 import copy
+import inspect
+from functools import partial
 
 import pytest
 import torch
@@ -29,6 +33,11 @@ from raykd.schemes.data_free import Made
 IMAGES_LR, COUNT = 0.01, 3
 ALL = [(s, i) for s in sorted(set(METHODS) & set(ROWS)) for i in range(len(getattr(load_row(s), "ROUNDS", [])))]
 each_setting = pytest.mark.parametrize("slug, number", ALL)
+
+
+def normalise(images):
+    """As FACTS has it."""
+    return images * (255 / 256)
 
 
 def state_of(module):
@@ -48,7 +57,8 @@ def really(job, learner, setting, slug, sources):
     spec = job.synthesis
     total = COUNT * spec.student_steps
     order = Order(total * tracing.BATCH, tracing.BATCH, SEED, drop_last=True)
-    images = image_plans(job, {"student": STAGES} | dict.fromkeys(job.teachers, STAGES))
+    norms = {name: [f"norms.{i}" for i in range(3)] for name in job.teachers} if setting.get("norms") else None
+    images = image_plans(job, {"student": STAGES} | dict.fromkeys(job.teachers, STAGES), norms=norms)
     made = Made(job, images, FACTS, learner, sources, order)
     first = made.first()
     learner.bind(first, asked(sources, first))
@@ -69,7 +79,8 @@ def drawn(job, slug, turn):
         latents = torch.randn(tracing.BATCH, spec.latent, generator=keyed).double()
         labels = torch.randint(tracing.CLASSES, (tracing.BATCH,), generator=keyed)
         own = {"latents": latents, "labels": labels, "sample_index": torch.arange(tracing.BATCH) + number * tracing.BATCH}
-        return own | {"epoch": 0, "step": step, "generator": torch_generator(SEED, "loss", slug, step, 0, 0)}
+        draws = partial(torch_generator, SEED, "loss", slug, step, 0, 0)
+        return own | {"epoch": 0, "step": step, "generator": draws(), "draws": draws}
 
     making = range(turn * spec.generator_steps, (turn + 1) * spec.generator_steps)
     learning = range(turn * spec.student_steps, (turn + 1) * spec.student_steps)
@@ -89,13 +100,15 @@ def test_rounds(slug, number, kind, tmp_path):
     ours, start, generator = really(job, learner, setting, slug, inline(case, kind))
     student = tracing.learner_net(setting).double()
     student.load_state_dict(start["student"])
+    asked_for = {"normalise": normalise} if "normalise" in inspect.signature(row.rounds).parameters else {}
     theirs = row.rounds(
         student,
         case.teacher,
         generator.train(),
         (start.get("module", {}), start.get("images", {})),
         [drawn(job, slug, turn) for turn in range(COUNT)],
-        signals=lambda model, images: tracing.signals(model, images * (255 / 256)),  # as FACTS normalises
+        signals=lambda model, images: tracing.signals(model, normalise(images)),
+        **asked_for,
         lr=LR,
         images_lr=IMAGES_LR,
         weight=WEIGHT,

@@ -55,13 +55,13 @@ def connected(slug, setting, folder):
     torch.manual_seed(11)
     plain, teachers = {}, {}
     heard = tracing.hears(load_method(slug)) in ("teacher", "teachers")
-    for number, (widths, strides, classes) in enumerate(tracing.teacher_specs(setting) if heard else []):
+    for number, (widths, strides, classes, norms) in enumerate(tracing.teacher_specs(setting) if heard else []):
         name = f"teacher{number}"
-        plain[name] = tracing.TinyNet(widths, strides, classes)
+        plain[name] = tracing.TinyNet(widths, strides, classes, norms)
         save_file(plain[name].state_dict(), folder / f"{name}.safetensors")
         teachers[name] = Teacher(
             model="learner_nets:teacher",
-            options={"widths": widths, "strides": strides},
+            options={"widths": widths, "strides": strides, "norms": norms},
             dtype="float64",
             weights=str(folder / f"{name}.safetensors"),
             cpus=0.25,

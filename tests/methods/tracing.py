@@ -35,9 +35,10 @@ It returns all final parameters and buffers: `student.<name>` of the student, `m
 `<i>.student.<name>` and `<i>.module.<name>`, with several Modules a peer `<i>.module.<j>.<name>`, j the neighbour's number.
 
 A row's `TRACES` lists settings, all optional: `student_strides`, `teacher_strides` of the nets below, `options`, `teachers`
-(how many; none: one, not in a list), `label_maps` (one a teacher: the student's class of each of its classes),
-`steps_per_epoch` (all: one epoch; `on_epoch` runs before each), `peers` (how many), `branching` (see branch_nets.py), `ema`
-(decay of the averaged copies), and `still`: names of the Module's parameters that three steps leave alone.
+(how many; none: one, not in a list), `norms` (teachers have batch norms), `label_maps` (one a teacher: the student's class of
+each of its classes), `steps_per_epoch` (all: one epoch; `on_epoch` runs before each), `peers` (how many), `branching` (see
+branch_nets.py), `ema` (decay of the averaged copies), and `still`: names of the Module's parameters that three steps leave
+alone.
 
 `drive` is the other side: Modules under torch.optim.SGD, wired by hand, hooks called as the scheme calls them. The learner's
 tests put the Learner in its place.
@@ -63,13 +64,17 @@ LAYERED = ("feature", "gram", "attention")
 
 
 class TinyNet(nn.Module):
-    """Three stages, a pooled embedding, a linear classifier."""
+    """Three stages, a pooled embedding, a linear classifier; with `norms` a batch norm in each stage, before its ReLU."""
 
-    def __init__(self, widths=STUDENT_WIDTHS, strides=(1, 2, 2), classes=CLASSES):
+    def __init__(self, widths=STUDENT_WIDTHS, strides=(1, 2, 2), classes=CLASSES, norms=False):
         super().__init__()
         pairs = list(zip((3, *widths), widths, strides))
         self.stage1, self.stage2, self.stage3 = (nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in pairs)
         self.classifier = nn.Linear(widths[-1], classes)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths if norms)
+        for norm in self.norms:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
 
     def forward(self, images):
         return signals(self, images)["logits"]
@@ -80,13 +85,20 @@ def signals(net, images, changes=None):
     if isinstance(net, TinyBranches):
         found = net.answers(images)
         return {key: [one[key] for one in found] for key in found[0]}
-    stages = []
+    stages, norms = [], []
     for number, stage in enumerate((net.stage1, net.stage2, net.stage3)):
-        images = torch.relu(stage(images))
+        images = stage(images)
+        if net.norms:
+            kept = net.norms[number]
+            mean, variance = images.mean((0, 2, 3)), images.var((0, 2, 3), correction=0)
+            norms.append((mean, variance, kept.running_mean, kept.running_var))
+            images = kept(images)
+        images = torch.relu(images)
         images = (changes or {}).get(number, lambda x: x)(images)
         stages.append(images)
     embedding = images.mean((2, 3))
-    return {"logits": net.classifier(embedding), "embedding": embedding, "stages": stages}
+    found = {"logits": net.classifier(embedding), "embedding": embedding, "stages": stages}
+    return found | ({"norms": norms} if norms else {})
 
 
 def label_maps(setting):
@@ -95,9 +107,9 @@ def label_maps(setting):
 
 
 def teacher_specs(setting):
-    """(widths, strides, number of classes) of each teacher."""
-    strides = setting.get("teacher_strides", (1, 2, 2))
-    return [(TEACHER_WIDTHS[i], strides, len(classes)) for i, classes in enumerate(label_maps(setting))]
+    """(widths, strides, number of classes, whether it has batch norms) of each teacher."""
+    strides, norms = setting.get("teacher_strides", (1, 2, 2)), setting.get("norms", False)
+    return [(TEACHER_WIDTHS[i], strides, len(classes), norms) for i, classes in enumerate(label_maps(setting))]
 
 
 def learner_net(setting, number=0):

@@ -10,6 +10,7 @@ import torch
 from raykd import Data, Job, Launch, Loss, Student, Teacher, Training
 from raykd.config import Synthesis
 from raykd.launch import cluster
+from raykd.roles import checkpoints
 from tests.spine.small import go
 
 STEPS, BATCH = 18, 16
@@ -63,8 +64,8 @@ def making(root: Path, method: str = "dafl", **settings) -> Job:
 
 
 def banked(folder: Path, rank: int = 0) -> dict:
-    """The feed's part of the last checkpoint: `bank`, `next`, `made`, `stale`."""
-    newest = max((folder / "checkpoints").glob("step-*"))
+    """The feed's part of the last checkpoint that counts: `bank`, `next`, `made`, `stale`."""
+    _, newest = checkpoints.committed(folder / "checkpoints")[-1]
     return torch.load(newest / f"rank-{rank}.pt", weights_only=True)["feed"]
 
 

@@ -109,7 +109,7 @@ def test_all_are_killed_and_the_run_is_resumed(real_data, tmp_path, ray_cluster,
     go(job, tmp_path, resume=True)
     whole(tmp_path)
     nothing_lost(tmp_path, alone)
-    assert [b[0] for b in banked(tmp_path)["bank"]["batches"]][: len(before)] == [b[0] for b in before], "in the same order"
+    assert banked(tmp_path)["bank"]["batches"][: len(before)] == before, "in the same order"
 
 
 @slow
@@ -129,7 +129,7 @@ def test_a_killed_replica_of_the_teacher(real_data, tmp_path, ray_cluster, alone
     assert killer.killed
     whole(tmp_path)
     nothing_lost(tmp_path, alone)
-    assert result["exchange"]["big"]["requests"] == STEPS
+    assert result["exchange"]["big"]["requests"] == 1 + STEPS, "the probe, and none twice but what was lost"
 
 
 @slow
@@ -151,16 +151,16 @@ def test_everything_is_killed_and_resumed(method, real_data, tmp_path, ray_clust
         assert time.monotonic() < deadline, "the run is too slow to be killed"
         time.sleep(0.01)
     kill_tree(process)
-    before = [batch[0] for batch in banked(tmp_path)["bank"]["batches"]]
+    before = banked(tmp_path)["bank"]["batches"]
     go(making(real_data, method, **settings), tmp_path, resume=True)
     whole(tmp_path)
-    assert [batch[0] for batch in banked(tmp_path)["bank"]["batches"]][: len(before)] == before
+    assert banked(tmp_path)["bank"]["batches"][: len(before)] == before
     if method == "dafl":
         nothing_lost(tmp_path, alone)
     else:
-        versions = [version for version, _ in provenance(tmp_path).values()]
-        assert 0 in versions
-        assert max(versions) > step // 4 * 4, "of a student after the resume too"
+        assert all(0 <= version < STEPS for version, _ in provenance(tmp_path).values()), (
+            "each says which student it was made with"
+        )
 
 
 @slow

@@ -12,7 +12,7 @@ ROUNDS = [
     {"synthesis": SMALL | {"before": 0, "generator_steps": 1}, "options": {"units": 6}},
     {
         "synthesis": SMALL | {"before": 0, "generator_steps": 2, "student_steps": 2},
-        "options": {"units": 2, "decoder_layers": 2, "mode": "norm", "diversity": 2.0, "temperature": 2.0},
+        "options": {"units": 3, "decoder_layers": 2, "mode": "norm", "diversity": 2.0, "temperature": 2.0},
     },
 ]
 

@@ -1,0 +1,84 @@
+"""Methods whose batches depend on those before: a meta-generator, a memory, a generator that learns first."""
+
+import pytest
+import torch
+
+from raykd.errors import SignalError
+from raykd.resolve import resolve
+from raykd.roles.losses import plans
+from tests.spine.making import STEPS, banked, contents, making, records
+from tests.spine.small import At, assert_equal_states, final_state, go, trace
+
+FIRST = {"synthesis.generator": "conditional", "synthesis.options": {"width": 8, "join": "onehot", "last": "tanh_each"}}
+METHODS = {
+    "fastdfkd": {"method": "fastdfkd", "losses.fastdfkd.warmup": 3},
+    "reptile": {"method": "fastdfkd", "losses.fastdfkd.warmup": 3, "synthesis.meta": "reptile", "synthesis.keep": "last"},
+    "cmi": {"method": "cmi", "losses.cmi.memory": 64, "losses.cmi.head": 8},
+    "kegnet": {"method": "kegnet", "synthesis.mode": "lockstep", "synthesis.before": 4, "losses.kegnet.units": 8, **FIRST},
+}
+
+
+class Died(Exception):
+    """What ends a run without a word."""
+
+
+def die(_) -> None:
+    raise Died
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(name, real_data, tmp_path):
+    """On the local backend: the same bank, generator, memory and student, bit for bit; what the student minimises is there."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    job = making(real_data, **METHODS[name])
+    go(job, whole)
+    with pytest.raises(Died):
+        go(job, cut, At(10, die))
+    go(job, cut, resume=True)
+    assert trace(cut) == trace(whole)
+    assert_equal_states(final_state(whole), final_state(cut))
+    feeds = [banked(folder) for folder in (whole, cut)]
+    if name == "kegnet":
+        assert_equal(*(feed["generator"] for feed in feeds))
+        assert feeds[0]["rounds"] == STEPS
+    else:
+        assert contents(whole) == contents(cut)
+        assert_equal(*(feed["makers"][0]["losses"] for feed in feeds))
+        assert_equal(*(feed["makers"][0]["generator"] for feed in feeds))
+    assert all(record["loss"] > 0 for record in records(whole, "step"))
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, b[key]), key
+        else:
+            assert_equal(value, b[key])
+
+
+def test_the_generator_learns_before_the_first_round(real_data, tmp_path):
+    """Three updates before it, or three in the first round: the same; later rounds of none leave it alone."""
+    kegnet = METHODS["kegnet"] | {"training.max_steps": 3}
+    before = making(real_data, **kegnet | {"synthesis.before": 3})
+    within = making(
+        real_data,
+        **kegnet | {"synthesis.before": 0, "synthesis.generator_steps": 3, "synthesis.student_steps": 3},
+    )
+    states = []
+    for name, job in (("before", before), ("within", within)):
+        go(job, tmp_path / name)
+        states.append(banked(tmp_path / name)["generator"])
+    assert_equal(*states)
+    assert trace(tmp_path / "before") == trace(tmp_path / "within")
+
+
+def local_loss(student_logits, teacher_logits_local, *, weight: float = 1.0, ce_weight: float = 0.0):
+    """A loss of a student that asks for a view which only images that are made have."""
+    return (student_logits - teacher_logits_local).square().mean(1)
+
+
+def test_a_student_has_no_parts_of_images(real_data):
+    job = resolve(making(real_data, "dafl").replace(losses={"parts": {"method": f"{__name__}:local_loss"}}))
+    with pytest.raises(SignalError, match="teacher_logits_local: expected a view of images"):
+        plans(job, {"student": [], "big": []})
