@@ -72,7 +72,7 @@ def codistillation(root: str = "data/cifar10") -> Job:
 
 
 def compare(root: str = "data/cifar10") -> Job:
-    """Two peers by dml against each alone at the same budget: 8 epochs of 4,000 images; measured on the test images."""
+    """Two peers by dml against each alone at the same budget: 5 epochs of 4,000 images; measured on the test images."""
     return job(root).replace(
         **{
             "name": "cifar10-dml-compare",
@@ -83,7 +83,7 @@ def compare(root: str = "data/cifar10") -> Job:
             "data.eval": "train-00004-of-00005.parquet",
             "data.limit": 4000,
             "data.eval_limit": 1000,
-            "training.epochs": 8,
+            "training.epochs": 5,
             "training.batch_size": 64,
             "training.scheduler": "cosine",
             "training.eval_every": 2,

@@ -58,21 +58,27 @@ def _job(name: str, root: str, weights: str) -> Job:
             "lenet5": Teacher(model=LENET5, weights=weights, input_size=(32, 32), placement="inline"),
         },
         losses={name: Loss(name)},
-        training=Training(optimizer="adam", lr=2e-3, weight_decay=0.0, scheduler="cosine", epochs=20, batch_size=256),
+        training=Training(optimizer="adam", lr=2e-3, weight_decay=0.0, scheduler="cosine", epochs=8, batch_size=128),
     )
 
 
 def dafl(root: str = "data/mnist", weights: str = "data/lenet5_mnist.pth.tar") -> Job:
-    """Chen et al. 2019: images of which the teacher is sure, of all classes alike."""
+    """Chen et al. 2019: images of which the teacher is sure, of all classes alike.
+
+    Four steps of the student for each of the generator, where the paper has one: the generator's cost the most.
+    """
     return _job("dafl", root, weights).replace(
-        synthesis=Synthesis(options={"width": 16, "last": "tanh_norm"}, lr=2e-3, steps_per_epoch=100)
+        **{
+            "synthesis": Synthesis(options={"width": 8, "last": "tanh_norm"}, lr=0.01, student_steps=4, steps_per_epoch=400),
+            "training.lr": 4e-3,
+        }
     )
 
 
 def dfad(root: str = "data/mnist", weights: str = "data/lenet5_mnist.pth.tar") -> Job:
     """Fang et al. 2019: images on which teacher and student differ."""
     return _job("dfad", root, weights).replace(
-        synthesis=Synthesis(options={"width": 16, "last": "tanh_norm"}, lr=1e-3, steps_per_epoch=200)
+        synthesis=Synthesis(options={"width": 16, "last": "tanh_norm"}, steps_per_epoch=300)
     )
 
 
@@ -80,7 +86,7 @@ def zskt(root: str = "data/mnist", weights: str = "data/lenet5_mnist.pth.tar") -
     """Micaelli and Storkey 2019: images on which the student believes other things than the teacher."""
     return _job("zskt", root, weights).replace(
         **{
-            "synthesis": Synthesis(options={"width": 16, "last": "norm"}, lr=1e-3, steps_per_epoch=200),
+            "synthesis": Synthesis(options={"width": 16, "last": "norm"}, steps_per_epoch=300),
             "training.clip_norm": 5.0,
         }
     )

@@ -22,13 +22,13 @@ ROUNDS = [
         "options": ADAPTIVE | {"temperature": 2.0, "norms": 0.5, "first_norm": 3.0, "mode": "paper"},
     },
 ]
-BANKS = [
+FREE = {"generator": "pixels", "latent": 1}
+BATCHES = [
     {
-        "synthesis": PIXELS | {"mode": "bank", "steps": 4, "jitter": 2, "flip": True, "clip": True, "keep": "last"},
-        "norms": True,
+        "synthesis": FREE | {"steps": 4, "jitter": 2, "flip": True, "clip": False, "keep": "last"},
         "options": ADAPTIVE | {"l2": 0.1, "tv_l2": 0.2},
     },
-    {"synthesis": PIXELS | {"mode": "bank", "steps": 5, "jitter": 0, "clip": False, "keep": "best"}, "norms": True},
+    {"synthesis": FREE | {"steps": 5, "jitter": 0, "clip": False, "keep": "best"}},
 ]
 
 
@@ -195,10 +195,8 @@ FACTORS = {
 }
 
 
-def images_total(student, teacher, images, seen, batch, *, signals, normalise, states, **options):
-    """What one update of the images minimises; `seen` are the images as the models get them."""
-    own = {name: options.get(name, value) for name, value in FACTORS.items()}
-    return total(signals(teacher, seen), signals(student, seen), normalise(images), batch["labels"], **own)
+def factors(options):
+    return {name: options.get(name, value) for name, value in FACTORS.items()}
 
 
 def rounds(
@@ -223,9 +221,8 @@ def rounds(
         for batch in turn["images"]:
             images = generator(batch["latents"], batch["labels"])
             making.zero_grad()
-            images_total(
-                student, teacher, images, images, batch, signals=signals, normalise=normalise, states=states, **options
-            ).backward()
+            said = (signals(model, images) for model in (teacher, student))
+            total(*said, normalise(images), batch["labels"], **factors(options)).backward()
             making.step()
         for batch in turn["student"]:
             images = generator(batch["latents"], batch["labels"]).detach()
@@ -236,3 +233,28 @@ def rounds(
             (weight * temperature**2 * apart + ce_weight * F.cross_entropy(said, batch["labels"])).backward()
             learning.step()
     return {"student": student.state_dict(), "generator": generator.state_dict()}
+
+
+def batches(
+    student, teacher, generator, states, made, *, signals, normalise, images_lr, latents_lr, betas, steps, meta, keep, **options
+):
+    said, losses = [], []
+    for batch in made:
+        generator.load_state_dict(batch["fresh"])
+        making = torch.optim.Adam(generator.parameters(), lr=images_lr, betas=betas)
+        found = []
+        for step in batch["steps"]:
+            images = generator(batch["latents"], batch["labels"])
+            seen, heard = signals(teacher, step["see"](images)), signals(student, step["see"](images))
+            places = [x.transpose(0, 1).flatten(1) for x in seen["entering"]]
+            moments = [(x.mean(1), x.var(1, unbiased=False)) for x in places]
+            seen["norms"] = [(*own, *kept) for own, *kept in zip(moments, seen["means"], seen["variances"])]
+            loss = total(seen, heard, normalise(images), batch["labels"], **factors(options))
+            found.append((loss.item(), images.detach()))
+            making.zero_grad()
+            loss.backward()
+            making.step()
+        best = min(found, key=lambda pair: pair[0])
+        losses.append(best[0] if keep == "best" else found[-1][0])
+        said.append(best[1] if keep == "best" else generator(batch["latents"], batch["labels"]).detach())
+    return {"images": said, "losses": losses, "generator": dict(generator.named_parameters())}

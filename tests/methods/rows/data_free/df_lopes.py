@@ -94,15 +94,15 @@ ROUNDS = [
         "still": ("mean", "root"),
     },
 ]
-BANKS = [{"synthesis": PIXELS | {"mode": "bank", "steps": 4, "clip": True}, "options": {"records": record(3, 3, 0)}}]
+BATCHES = [{"synthesis": {"latent": 1, "steps": 4}, "options": {"records": record(3, 3, 0)}}]
 
 
-def images_total(student, teacher, images, seen, batch, *, signals, normalise, states, records, relu=True):
+def images_total(found, batch, state, *, records, relu=True):
     """Its targets are drawn by the state of the Module, whose records have a test of their own."""
-    mean, root, labels = states[1]["mean"], states[1]["root"], batch["labels"]
+    mean, root, labels = state["mean"], state["root"], batch["labels"]
     noise = torch.randn(len(labels), mean.shape[-1], generator=batch["draws"](), dtype=torch.float64)
     rows = [mean[y] + root[y] @ e if mean.ndim == 2 else mean + root @ e for y, e in zip(labels, noise)]
-    found, wanted = signals(teacher, seen)["logits"], torch.stack(rows)
+    wanted = torch.stack(rows)
     return F.mse_loss(found.clamp(min=0), wanted.clamp(min=0)) if relu else F.mse_loss(found, wanted)
 
 
@@ -114,7 +114,6 @@ def rounds(
     made,
     *,
     signals,
-    normalise,
     lr,
     images_lr,
     weight,
@@ -129,7 +128,7 @@ def rounds(
         for batch in turn["images"]:
             images = generator(batch["latents"], batch["labels"])
             making.zero_grad()
-            images_total(student, teacher, images, images, batch, **own).backward()
+            images_total(signals(teacher, images)["logits"], batch, states[1], **options).backward()
             making.step()
         for batch in turn["student"]:
             images = generator(batch["latents"], batch["labels"]).detach()
@@ -140,3 +139,23 @@ def rounds(
             (weight * temperature**2 * apart + ce_weight * F.cross_entropy(said, batch["labels"])).backward()
             learning.step()
     return {"student": student.state_dict(), "generator": generator.state_dict(), "images": states[1]}
+
+
+def batches(
+    student, teacher, generator, states, made, *, signals, normalise, images_lr, latents_lr, betas, steps, meta, keep, **options
+):
+    said, losses = [], []
+    for batch in made:
+        generator.load_state_dict(batch["fresh"])
+        making = torch.optim.Adam(generator.parameters(), lr=images_lr, betas=betas)
+        for step in batch["steps"]:
+            images = generator(batch["latents"], batch["labels"])
+            loss = images_total(signals(teacher, step["see"](images))["logits"], batch, states, **options)
+            making.zero_grad()
+            loss.backward()
+            making.step()
+            with torch.no_grad():
+                generator.pixels.copy_(generator.pixels.clamp(normalise(torch.zeros(())), normalise(torch.ones(()))))
+        losses.append(loss.item())
+        said.append(generator(batch["latents"], batch["labels"]).detach())
+    return {"images": said, "losses": losses, "generator": dict(generator.named_parameters())}

@@ -15,7 +15,7 @@ ROUNDS = [
         "still": ("concentration",),
     },
 ]
-BANKS = [{"synthesis": PIXELS | {"mode": "bank", "steps": 4, "clip": True}, "options": {"temperature": 3.0}}]
+BATCHES = [{"synthesis": {"latent": 1, "steps": 4}, "options": {"temperature": 3.0}}]
 
 
 def inputs(seed, shape=(5, 4)):
@@ -83,9 +83,9 @@ def distributions(weights, labels, betas, generator):
     return torch.from_numpy(np.array([row / sum(row) for row in drawn]))
 
 
-def images_total(student, teacher, images, seen, batch, *, signals, normalise, states, temperature=20.0, betas=(1.0, 0.1)):
+def images_total(teacher, logits, batch, *, temperature=20.0, betas=(1.0, 0.1)):
     wanted = distributions(teacher.classifier.weight, batch["labels"], betas, batch["draws"]())
-    return F.cross_entropy(signals(teacher, seen)["logits"] / temperature, wanted)
+    return F.cross_entropy(logits / temperature, wanted)
 
 
 def rounds(
@@ -96,7 +96,6 @@ def rounds(
     made,
     *,
     signals,
-    normalise,
     lr,
     images_lr,
     weight,
@@ -106,12 +105,12 @@ def rounds(
 ):
     learning = torch.optim.SGD(student.parameters(), lr=lr)
     making = torch.optim.Adam(generator.parameters(), lr=images_lr)
-    own = {"signals": signals, "normalise": normalise, "states": states, "temperature": temperature} | options
+    own = {"temperature": temperature} | options
     for turn in made:
         for batch in turn["images"]:
             images = generator(batch["latents"], batch["labels"])
             making.zero_grad()
-            images_total(student, teacher, images, images, batch, **own).backward()
+            images_total(teacher, signals(teacher, images)["logits"], batch, **own).backward()
             making.step()
         for batch in turn["student"]:
             images = generator(batch["latents"], batch["labels"]).detach()
@@ -123,3 +122,23 @@ def rounds(
             learning.step()
     kept = {"concentration": torch.from_numpy(concentration(teacher.classifier.weight))}
     return {"student": student.state_dict(), "generator": generator.state_dict(), "images": kept}
+
+
+def batches(
+    student, teacher, generator, states, made, *, signals, normalise, images_lr, latents_lr, betas, steps, meta, keep, **options
+):
+    said, losses = [], []
+    for batch in made:
+        generator.load_state_dict(batch["fresh"])
+        making = torch.optim.Adam(generator.parameters(), lr=images_lr, betas=betas)
+        for step in batch["steps"]:
+            images = generator(batch["latents"], batch["labels"])
+            loss = images_total(teacher, signals(teacher, step["see"](images))["logits"], batch, **options)
+            making.zero_grad()
+            loss.backward()
+            making.step()
+            with torch.no_grad():
+                generator.pixels.copy_(generator.pixels.clamp(normalise(torch.zeros(())), normalise(torch.ones(()))))
+        losses.append(loss.item())
+        said.append(generator(batch["latents"], batch["labels"]).detach())
+    return {"images": said, "losses": losses, "generator": dict(generator.named_parameters())}
