@@ -15,6 +15,7 @@ from raykd.config import Exchange
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_rows_take_turns(real_data, tmp_path):
     out = tmp_path / "found.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--rows", "student,inline", "--rounds", "2", "--steps", "1"]

@@ -97,7 +97,7 @@ def test_unknown_names_say_what_to_write(name: str, told: str) -> None:
 @pytest.mark.parametrize(
     "name, options, told",
     [
-        ("cifar_resnet20", {"widht": 2}, "among in_channels, got 'widht'"),
+        ("cifar_resnet20", {"widht": 2}, "Did you mean 'widths'"),
         ("digits_cnn", {"widht": 2}, "Did you mean 'width'"),
         ("timm:resnet18", {"drop_rte": 0.1}, "Did you mean 'drop_rate'"),
         ("torchvision:resnet18", {"zero_init_residul": True}, "Did you mean 'zero_init_residual'"),

@@ -80,6 +80,7 @@ def test_the_critic_learns_to_tell(slug, real_data, tmp_path):
     assert sum(found[-3:]) > sum(found[:3]) + 0.01
 
 
+@pytest.mark.slow
 @each_method
 def test_a_resumed_run_is_the_same(slug, real_data, tmp_path):
     """The critic, what its Adam remembers and the dropout of a step come back with the checkpoint."""

@@ -26,6 +26,7 @@ def die(_) -> None:
     raise Died
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(name, real_data, tmp_path):
     """On the local backend: the same bank, generator, memory and student, bit for bit; what the student minimises is there."""
@@ -57,6 +58,7 @@ def assert_equal(a, b):
             assert_equal(value, b[key])
 
 
+@pytest.mark.slow
 def test_the_generator_learns_before_the_first_round(real_data, tmp_path):
     """Three updates before it, or three in the first round: the same; later rounds of none leave it alone."""
     kegnet = METHODS["kegnet"] | {"training.max_steps": 3}

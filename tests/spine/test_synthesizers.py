@@ -269,6 +269,7 @@ def die(_) -> None:
     raise Died
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(name, real_data, tmp_path):
     """On the local backend: the same bank and the same student, bit for bit."""
@@ -289,6 +290,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(name, real_data, t
     assert (made_with == {-1}) == (METHODS[name]["method"] == "dafl")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(real_data, tmp_path):
     job = making(real_data, "dfad")
     go(job, tmp_path / "whole")

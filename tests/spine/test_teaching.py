@@ -37,6 +37,7 @@ def test_a_student_learns_from_resnet56_alone(real_data, tmp_path):
     assert teach(real_data, tmp_path / "run", "cifar_resnet56", "resnet56-4bfd9763.th", 600) > 0.40
 
 
+@pytest.mark.slow
 def test_noise_alone_teaches_nothing(real_data, tmp_path):
     """The control: the same noisy labels with cross-entropy and without the teacher stay at chance."""
     job = cifar(real_data).replace(
