@@ -77,8 +77,18 @@ def test_too_few_resources_print_the_sum_and_the_setting(settings, setting, root
     "settings, kind, says",
     [
         ({BIG + "weights": W + "nan.safetensors"}, SourceError, ("'big'", "signal logits", "NaN or infinite")),
-        ({BIG + "weights": W + "large.safetensors", BIG + "codec": "fp16"}, SourceError, ("logits", "fp16's +-65504")),
-        ({"data.train": "undecodable.parquet"}, DataError, ("image: ", "(undecodable.parquet, row group 2, row 5)")),
+        pytest.param(
+            {BIG + "weights": W + "large.safetensors", BIG + "codec": "fp16"},
+            SourceError,
+            ("logits", "fp16's +-65504"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"data.train": "undecodable.parquet"},
+            DataError,
+            ("image: ", "(undecodable.parquet, row group 2, row 5)"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["NaN teacher", "fp16 overflow", "undecodable row"],
 )

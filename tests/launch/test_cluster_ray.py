@@ -67,6 +67,7 @@ def settings(real_data: Path, runs: Path) -> list[str]:
     return [part for path, value in values.items() for part in ("--set", f"{path}={value}")]
 
 
+@pytest.mark.slow
 def test_a_driver_connects_by_address(head, real_data, tmp_path):
     """The student's factory is a module of this checkout, which the head's node has never seen: it is shipped."""
     command = [sys.executable, "-m", "raykd", "run", "jobs/cifar10_resnet56_resnet20.py:short", "--json"]

@@ -95,7 +95,7 @@ def normalised(images):
 
 
 @each_setting
-@pytest.mark.parametrize("kind", [InlineSource, LocalSource])
+@pytest.mark.parametrize("kind", [InlineSource, pytest.param(LocalSource, marks=pytest.mark.slow)])
 def test_batches(slug, number, kind, tmp_path):
     row = load_row(slug)
     setting = row.BATCHES[number]

@@ -88,7 +88,7 @@ def drawn(job, slug, turn):
 
 
 @each_setting
-@pytest.mark.parametrize("kind", [InlineSource, LocalSource])
+@pytest.mark.parametrize("kind", [InlineSource, pytest.param(LocalSource, marks=pytest.mark.slow)])
 def test_rounds(slug, number, kind, tmp_path):
     row = load_row(slug)
     setting = row.ROUNDS[number]

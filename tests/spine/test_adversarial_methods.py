@@ -59,6 +59,7 @@ def test_every_term_is_alive(slug, options, real_data, tmp_path):
             assert (norm > 0) != (name.rpartition(".")[2] in OF_CONNECTORS.get(slug, ())), f"{name}: {norm}"
 
 
+@pytest.mark.slow
 @each_method
 def test_the_teacher_of_other_images_teaches_otherwise(slug, real_data):
     found = inspect(job(slug, real_data).replace(ce_weight=0.0))
@@ -70,6 +71,7 @@ def test_the_teacher_of_other_images_teaches_otherwise(slug, real_data):
     assert (right - wrong).norm() > 1e-3 * right.norm()
 
 
+@pytest.mark.slow
 @each_method
 def test_the_critic_learns_to_tell(slug, real_data, tmp_path):
     """Where the student stands still, the adversarial term, which falls as the student passes, rises with the critic."""

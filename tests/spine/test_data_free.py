@@ -88,6 +88,7 @@ def test_images_are_put_out_for_the_eye(real_data, tmp_path):
     assert first != second
 
 
+@pytest.mark.slow
 @each_method
 def test_no_training_image_is_opened(method, real_data, tmp_path, monkeypatch):
     """Files other than those of the test set may even be missing."""
@@ -109,6 +110,7 @@ def test_no_training_image_is_opened(method, real_data, tmp_path, monkeypatch):
     assert said["data"]["train"] == "none"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, at", [("dafl", 3), ("dfad", 4), ("dfad", 5), ("zskt", 3)])
 def test_resume_is_exact(method, at, real_data, tmp_path, monkeypatch):
     """Stopped within a round and between two: the same images, the same student, generator and momenta, bit for bit."""
@@ -136,6 +138,7 @@ def test_resume_is_exact(method, at, real_data, tmp_path, monkeypatch):
     assert [record["shown"] for record in one[1]] == [record["shown"] for record in other[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [3, 4])
 def test_a_run_that_ends_early_is_the_beginning_of_a_longer_one(at, real_data, tmp_path):
     go(small(real_data), tmp_path / "whole")
@@ -143,6 +146,7 @@ def test_a_run_that_ends_early_is_the_beginning_of_a_longer_one(at, real_data, t
     assert trace(tmp_path / "early") == trace(tmp_path / "whole")[:at]
 
 
+@pytest.mark.slow
 def test_two_teachers_are_heard_by_their_weights(real_data, tmp_path):
     """The images' loss is shared out as the student's is: of two equal teachers it is that of one."""
     one, both = tmp_path / "one", tmp_path / "both"
@@ -158,6 +162,7 @@ def test_two_teachers_are_heard_by_their_weights(real_data, tmp_path):
     assert set(read(unlike / "metrics.jsonl", "step")[0]["terms"]) == {"dfad.real", "dfad.half"}
 
 
+@pytest.mark.slow
 def test_teachers_stay_as_they_are_and_the_export_is_the_plain_student(real_data, tmp_path):
     go(small(real_data, "zskt"), tmp_path / "run")
     plain = mnist_data_free.lenet5(10, width=0.5)
@@ -166,6 +171,7 @@ def test_teachers_stay_as_they_are_and_the_export_is_the_plain_student(real_data
     assert all(value.isfinite().all() for value in exported.values())
 
 
+@pytest.mark.slow
 def test_backends_agree(real_data, tmp_path):
     """A teacher in the student's process and one behind a copy: the same trace."""
     job = small(real_data, "dafl")

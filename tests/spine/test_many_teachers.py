@@ -115,6 +115,7 @@ def kill_all_of(actor):
     return kill
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_lost_teacher_is_dropped_and_the_others_share_its_weight(reference, real_data, tmp_path, ray_cluster):
     settings = {"teachers.r32.on_loss": "drop", "teachers.r20.on_loss": "drop", **SHARED}

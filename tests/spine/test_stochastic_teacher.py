@@ -59,7 +59,7 @@ def test_resume_draws_the_same(real_data, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("inputs", ["pixels", "recipe"])
+@pytest.mark.parametrize("inputs", ["pixels", pytest.param("recipe", marks=pytest.mark.slow)])
 def test_a_pool_of_two_is_the_same(inputs, real_data, tmp_path, ray_cluster):
     go(job(real_data), tmp_path / "local")
     pooled = {"launch.backend": "ray", "teachers.big.replicas": 2, "teachers.big.inputs": inputs}

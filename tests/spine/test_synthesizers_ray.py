@@ -88,7 +88,8 @@ def nothing_lost(folder: Path, alone) -> None:
     assert {n: found[n] for n in there if n < ENOUGH} == {n: alone[n] for n in there if n < ENOUGH}
 
 
-@pytest.mark.parametrize("restarts", [0, pytest.param(3, marks=slow)])
+@slow
+@pytest.mark.parametrize("restarts", [0, 3])
 def test_a_killed_synthesizer(restarts, real_data, tmp_path, ray_cluster, alone):
     """Not started again, its batches are taken over by the other; started again or not, nothing of the bank is missing."""
     killer = Killer(MAKER, 2)
@@ -100,6 +101,7 @@ def test_a_killed_synthesizer(restarts, real_data, tmp_path, ray_cluster, alone)
     assert restarts or by.count(by[-1]) >= NUMBER - 1, "all but what the other had handed in"
 
 
+@slow
 def test_all_are_killed_and_the_run_is_resumed(real_data, tmp_path, ray_cluster, alone):
     job = making(real_data, **TWO | ALWAYS | FINAL)
     with pytest.raises(LostError, match=r"All synthesizers are gone .*checkpoint is intact: resume"):
