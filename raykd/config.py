@@ -214,6 +214,16 @@ class Exchange:
     respawns: Natural = 3  # of each peer
     timeout_s: Positive = 300.0  # a peer that waits for nobody and gets nowhere for so long is taken for dead
 
+    @property
+    def newest(self) -> bool:
+        """Whether copies are of whatever weights are there, so that nobody waits for anybody."""
+        return self.what == "weights" and self.staleness == "newest"
+
+    @property
+    def late(self) -> int:
+        """Steps by which what is heard may be older than due; 0 of signals, and where no step is due."""
+        return int(self.staleness) if self.what == "weights" and self.staleness != "newest" else 0
+
 
 @dataclass(frozen=True, init=False)
 class Loss:

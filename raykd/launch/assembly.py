@@ -62,9 +62,17 @@ def meta_model(spec: Network, known: Facts) -> torch.nn.Module:
 
 def stages(job: Job, known: Facts) -> dict[str, list[str]]:
     """ "student" and each teacher -> the names of that model's stages."""
-    own = {name: own_facts(spec, known) for name, spec in job.teachers.items()}
-    specs: dict[str, Network] = {"student": job.student, **job.teachers}
-    return {name: models.stages(meta_model(spec, own.get(name, known))) for name, spec in specs.items()}
+    return {name: stages_of(spec, known) for name, spec in {"student": job.student, **job.teachers}.items()}
+
+
+def stages_of(spec: Network, known: Facts) -> list[str]:
+    """The names of a model's stages."""
+    return models.stages(meta_model(spec, _own(spec, known)))
+
+
+def _own(spec: Network, known: Facts) -> Facts:
+    """Facts as this model sees them."""
+    return own_facts(spec, known) if isinstance(spec, Teacher) else known
 
 
 def connect(job: Job, known: Facts) -> list[Plan]:
@@ -78,11 +86,8 @@ def norms(job: Job, known: Facts) -> dict[str, list[str]]:
     methods += [m.images for m in methods if m.images is not None]
     if not any(is_norm(p.kind, catalogue.derived()) for m in methods for p in m.signals):
         return {}
-    own = {name: own_facts(spec, known) for name, spec in job.teachers.items()}
     specs: dict[str, Network] = {"student": job.student, **job.teachers}
-    return {
-        name: models.norms(meta_model(spec, own.get(name, known)), input_shape(spec, known)) for name, spec in specs.items()
-    }
+    return {name: models.norms(meta_model(spec, _own(spec, known)), input_shape(spec, known)) for name, spec in specs.items()}
 
 
 def makes_images(job: Job) -> bool:

@@ -149,7 +149,6 @@ def _on_ray(
     context.enable_progress_bars = False
     context.wait_for_min_actors_s = int(job.launch.start_timeout_s)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    hidden = {} if spec.gpus else {"CUDA_VISIBLE_DEVICES": ""}
     builder: Any = Builder
     reserved: dict[str, Any] = {"num_cpus": spec.cpus} | ({"num_gpus": spec.gpus} if spec.gpus else {})
     reserved |= {"resources": dict(spec.resources)} if spec.resources else {}
@@ -158,7 +157,7 @@ def _on_ray(
         builder,
         fn_constructor_kwargs={"job": job, "name": name, "folder": str(folder), "header": header, "known": known},
         compute=ray.data.ActorPoolStrategy(size=min(spec.replicas, len(places))),
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(job.launch.threads), **hidden}},
+        runtime_env=cluster.role_env(job, spec.gpus),
         **reserved,
     )
     try:

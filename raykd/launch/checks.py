@@ -304,7 +304,7 @@ def _bound(
 def _peer_notes(job: Job, known: Facts, built: Mapping[str, shapes.Model]) -> list[str]:
     found = _notes(job, known, {**built, "student": next(iter(built.values()))})
     exchange = job.exchange
-    if exchange.what == "weights" and exchange.staleness == "newest":
+    if exchange.newest:
         found.append("exchange.staleness='newest': which copy answers depends on who is faster; not the same from run to run.")
     if exchange.codec != "dense" and exchange.what == "signals":
         found.append(f"exchange.codec: signals arrive within the error of {exchange.codec}.")

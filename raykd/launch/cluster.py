@@ -152,6 +152,12 @@ def _explain(address: str, error: Exception) -> str:
     return found + " If it asks for a token, set RAY_AUTH_MODE=token and copy the head's ~/.ray/auth_token here."
 
 
+def role_env(job: Job, gpus: float) -> dict[str, Any]:
+    """Environment of a role that reserves this many GPUs: the job's threads, and no GPU in sight where it reserves none."""
+    hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return {"env_vars": {"OMP_NUM_THREADS": str(job.launch.threads), **hidden}}
+
+
 def _runtime_env() -> dict[str, Any]:
     """The user's modules travel to other nodes; inside a submitted job Ray has shipped them already."""
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):

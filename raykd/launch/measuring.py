@@ -22,6 +22,7 @@ from raykd.parts.aggregators import aggregate, needs
 from raykd.roles.evaluator import Counts, count_right
 
 BATCH = 128
+PATIENCE = 12  # times launch.start_timeout_s: how long measuring may take
 ENSEMBLE = "mean_probs"  # of teachers that no loss aggregates
 LogitsOf = Callable[[str, int, int], Any]  # teacher, part, parts -> logits [n c], or a reference to them
 

@@ -36,7 +36,6 @@ from raykd.schemes.online import Copy, Near, Neighbour, PeerLink, learn_together
 
 ROOM = "peers"
 STUDENT, DROPPED = "student.safetensors", "dropped.json"
-PATIENCE = 12  # times launch.start_timeout_s: how long measuring the peers together may take
 
 
 @dataclass(frozen=True)
@@ -141,17 +140,15 @@ def _keeping(own: Job, job: Job, known: Facts) -> Job:
 def ahead(exchange: Exchange) -> int:
     """Messages a peer may have out before it waits for one that listens: `exchange.ahead`, and what copies are late by; the
     one a listener has taken last counts until it asks for the next."""
-    late = 0 if exchange.what == "signals" or exchange.staleness == "newest" else int(exchange.staleness)
-    return exchange.ahead + 1 + 2 * math.ceil(late / exchange.every)
+    return exchange.ahead + 1 + 2 * math.ceil(exchange.late / exchange.every)
 
 
 def boxes_of(group: Group, names: tuple[str, ...]) -> dict[str, Mailbox]:
     """A mailbox for each peer of a process."""
     exchange = group.job.exchange
-    newest = exchange.what == "weights" and exchange.staleness == "newest"
     patience = exchange.timeout_s + group.job.launch.start_timeout_s
     most = ahead(exchange)
-    return {name: Mailbox(name, group.there(group.parts[name].listeners), most, newest, patience) for name in names}
+    return {name: Mailbox(name, group.there(group.parts[name].listeners), most, exchange.newest, patience) for name in names}
 
 
 def gather(job: Job, parts: Mapping[str, Part], known: Facts, folder: Path, handles: Mapping[str, list[Any]]) -> Group:
@@ -159,11 +156,10 @@ def gather(job: Job, parts: Mapping[str, Part], known: Facts, folder: Path, hand
     room, exchange = folder / ROOM, job.exchange
     lost = dropped(folder, tuple(job.peers))
     names = tuple(n for n in job.peers if n not in lost)
-    newest = exchange.what == "weights" and exchange.staleness == "newest"
     steps = {name: {step for step, _ in checkpoints.committed(room / name / "checkpoints")} for name in names}
     at: dict[str, int | None] = dict.fromkeys(names)
     for circle in circles({n: [o for o in parts[n].listens if o in names] for n in names}):
-        if len(circle) > 1 and not newest:
+        if len(circle) > 1 and not exchange.newest:
             at |= dict.fromkeys(circle, max(set.intersection(*(steps[n] for n in circle)), default=-1))
     return Group(job, parts, known, folder, uuid.uuid4().hex[:8], tuple(lost), at, handles)
 
@@ -269,12 +265,12 @@ def measured_there(group: Group) -> dict[str, Any] | None:
     launch = group.job.launch
     task = ray.remote(measured).options(num_cpus=launch.cpus, num_gpus=launch.gpus, max_retries=3)
     found: dict[str, Any] | None = ray.get(
-        task.remote(dataclasses.replace(group, handles={})), timeout=PATIENCE * launch.start_timeout_s
+        task.remote(dataclasses.replace(group, handles={})), timeout=measuring.PATIENCE * launch.start_timeout_s
     )
     return found
 
 
 def teacher_models(group: Group) -> dict[str, Any]:
     """The job's frozen teachers, in this process, to be measured."""
-    job = group.job
-    return {name: assembly.make_committee(job, (name,), group.facts).teachers[name].logits for name in job.teachers}
+    teachers = assembly.make_committee(group.job, tuple(group.job.teachers), group.facts).teachers if group.job.teachers else {}
+    return {name: teacher.logits for name, teacher in teachers.items()}

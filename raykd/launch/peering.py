@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from raykd import catalogue, models
 from raykd.config import Edge, Job, Student
 from raykd.data.keys import derive
 from raykd.errors import ConfigError, near
 from raykd.launch import assembly
 from raykd.roles.losses import Neighbour, Plan, plans
 from raykd.roles.network import Facts
-from raykd.signals import SOURCES, Signal
+from raykd.signals import Signal
 
 GRAPHS = ("all", "ring", "leader:<peer>", "star:<peer>")
 
@@ -112,14 +111,12 @@ def parts(job: Job, known: Facts) -> dict[str, Part]:
         SignalError, ConfigError: a loss cannot be connected; the message names it.
     """
     graph, jobs = edges(job), {name: peer_job(job, name) for name in job.peers}
-    layers = {name: stages_of(spec, known) for name, spec in job.peers.items()}
+    layers = {name: assembly.stages_of(spec, known) for name, spec in {**job.peers, **job.teachers}.items()}
     branches = {name: assembly.branches(spec, known) for name, spec in job.peers.items()}
-    taught = assembly.stages(dataclasses.replace(job, peers={}, student=next(iter(job.peers.values()))), known)
     found: dict[str, list[Plan]] = {}
     for name, own in jobs.items():
         beside = {s: Neighbour(edge.weight, tuple(edge.losses), branches[s]) for s, edge in graph[name].items()}
-        named = {**{t: taught[t] for t in job.teachers}, **layers, "student": layers[name]}
-        found[name] = plans(own, named, beside, branches[name])
+        found[name] = plans(own, {**layers, "student": layers[name]}, beside, branches[name])
     heard = {name: heard_of(job, planned) for name, planned in found.items()}
     result = {}
     for name, planned in found.items():
@@ -137,17 +134,6 @@ def parts(job: Job, known: Facts) -> dict[str, Part]:
 def heard_of(job: Job, planned: list[Plan]) -> set[str]:
     """The peers that a learner's losses listen to."""
     return {t for plan in planned for t in plan.teachers if t in job.peers}
-
-
-def stages_of(spec: Student, known: Facts) -> list[str]:
-    """Names of the stages of a peer's model."""
-    return models.stages(assembly.meta_model(spec, known))
-
-
-def mutual(job: Job) -> list[str]:
-    """The job's losses that can only be heard of peers."""
-    roles = {name: catalogue.method(loss.method).teacher_role for name, loss in job.losses.items()}
-    return [name for name, role in roles.items() if role is not None and SOURCES[role] == "peers"]
 
 
 def together(job: Job) -> dict[str, tuple[str, ...]]:

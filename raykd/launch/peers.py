@@ -103,8 +103,6 @@ class Watch:
         self.processes = {
             process: _Process(group.there(names)) for process, names in together(group.job).items() if group.there(names)
         }
-        exchange = group.job.exchange
-        self.timed = exchange.what == "signals" or exchange.staleness != "newest"  # whether one waits for another
         self.dropped: list[str] = []
         self.respawned: dict[str, int] = {}
 
@@ -244,7 +242,7 @@ class Watch:
     def _rejoin(self, lost: _Process) -> int | None:
         """The first step at which the others need what these peers publish, or of which these have not heard them; it is known
         once every one that listens to them waits for them."""
-        if not self.timed:
+        if self.group.job.exchange.newest:  # nobody waits for another
             return None
         others = [p for p in self.processes.values() if p is not lost and p.workers]
         deadline = time.monotonic() + SETTLE_S
@@ -264,7 +262,7 @@ class Watch:
                 break
             time.sleep(POLL_S)
         exchange = self.group.job.exchange
-        late = int(exchange.staleness) if exchange.what == "weights" else 0
+        late = exchange.late
         needed = [max(0, seen[n].step - late) if n in waiting else seen[n].step + exchange.every for n in listening]
         needed += [s.owed[name] + late for s in seen.values() for name in lost.names if name in s.owed]
         if not needed:

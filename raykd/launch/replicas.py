@@ -14,18 +14,18 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from raykd.config import Job
 from raykd.data.splits import open_data
-from raykd.errors import ResourceError, SourceError
+from raykd.errors import RaykdError, ResourceError, SourceError
 from raykd.exchange.asking import Asks
 from raykd.exchange.codec import Reply
 from raykd.exchange.pool import original
 from raykd.launch.assembly import groups, make_committee, pooled
-from raykd.launch.cluster import NAMESPACE
-from raykd.launch.measuring import Ballot, ballot, logits_of, num_parts, score
+from raykd.launch.cluster import NAMESPACE, role_env
+from raykd.launch.measuring import PATIENCE, Ballot, ballot, logits_of, num_parts, score
 from raykd.launch.measuring import accuracies as accuracies_of
 from raykd.roles.evaluator import Counts
 from raykd.roles.network import Facts
 
-PATIENCE = 12  # times launch.start_timeout_s: how long measuring the teachers may take
+IDLE = "Is something else using the cluster? `ray status` shows it"
 
 
 class Replica:
@@ -102,17 +102,28 @@ def start(job: Job, known: Facts) -> dict[str, list[Any]]:
             handles[name] = [_actor(job, members, own).remote(job, members, known) for own in names]
     for name, replicas in handles.items():
         try:
-            ray.get([r.ready.remote() for r in replicas], timeout=job.launch.start_timeout_s)
-        except GetTimeoutError:
+            until_ready(job, replicas, f"Teacher {name!r}", f"{len(replicas)} replicas", IDLE)
+        except RaykdError:
             stop(handles)
-            raise ResourceError(
-                f"Teacher {name!r}: {len(replicas)} replicas were not ready within {job.launch.start_timeout_s:g} s. "
-                "Is something else using the cluster? `ray status` shows it; launch.start_timeout_s waits longer."
-            ) from None
-        except RayError as error:
-            stop(handles)
-            raise original(error, f"Teacher {name!r}") from None
+            raise
     return handles
+
+
+def until_ready(job: Job, actors: list[Any], who: str, what: str, remedy: str) -> None:
+    """Waits until all of these actors have loaded what they hold.
+
+    Raises:
+        ResourceError: they were not placed in time. ModelError and others: as one of them raised them.
+    """
+    try:
+        ray.get([actor.ready.remote() for actor in actors], timeout=job.launch.start_timeout_s)
+    except GetTimeoutError:
+        raise ResourceError(
+            f"{who}: {what} were not ready within {job.launch.start_timeout_s:g} s. "
+            f"{remedy}; launch.start_timeout_s waits longer."
+        ) from None
+    except RayError as error:
+        raise original(error, who) from None
 
 
 def stop(handles: dict[str, list[Any]]) -> None:
@@ -133,7 +144,7 @@ def accuracies(job: Job, known: Facts, handles: Mapping[str, list[Any]], split: 
     who, launch = ballot(job), job.launch
     parts = num_parts(open_data(job.data, split, job.data_seed), max((len(r) for r in handles.values()), default=1))
     homes = {name: source for source, members in groups(job).items() for name in members}
-    task = {"num_cpus": launch.cpus, "num_gpus": launch.gpus, "runtime_env": _runtime_env(job, launch.gpus)}
+    task = {"num_cpus": launch.cpus, "num_gpus": launch.gpus, "runtime_env": role_env(job, launch.gpus)}
     visiting, scoring = (
         ray.remote(_visit).options(num_returns=parts, **task),
         ray.remote(score_part).options(**task | {"num_gpus": 0}),
@@ -210,10 +221,5 @@ def _actor(job: Job, names: tuple[str, ...], own_name: str) -> Any:
         max_task_retries=0,
         max_concurrency=1000,
         scheduling_strategy="SPREAD",
-        runtime_env=_runtime_env(job, gpus),
+        runtime_env=role_env(job, gpus),
     )
-
-
-def _runtime_env(job: Job, gpus: float) -> dict[str, Any]:
-    hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
-    return {"env_vars": {"OMP_NUM_THREADS": str(job.launch.threads), **hidden}}

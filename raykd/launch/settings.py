@@ -17,7 +17,7 @@ from raykd.data.splits import has_split
 from raykd.errors import RaykdError, near
 from raykd.exchange import codec as codecs
 from raykd.launch import assembly, peering
-from raykd.roles.losses import schedule
+from raykd.roles.losses import heard, schedule
 from raykd.roles.optimisation import optimizer, rate
 from raykd.signals import EMA, SOURCES, VIEWS
 
@@ -87,15 +87,14 @@ def settings(job: Job) -> list[str]:
 def losses(job: Job) -> list[str]:
     """What is said of losses and teachers, without looking at models."""
     found = []
-    heard: set[str] = set()
+    listened: set[str] = set()
     for name, loss in job.losses.items():
         method = catalogue.method(loss.method)
         role = method.teacher_role
         listens = role is not None
         mutual = role is not None and SOURCES[role] == "peers"
-        default = job.peers if mutual or not job.teachers else job.teachers
-        teachers = [t for t in loss.teachers or default if t in job.teachers] if listens else []
-        heard |= set(teachers)
+        teachers = [t for t in heard(loss, method, job.teachers, job.peers) if t in job.teachers]
+        listened |= set(teachers)
         if loss.teachers and not listens:
             found.append(f"losses.{name}.teachers: {method.slug} listens to no teacher. Leave `teachers` out.")
         if mutual and not job.peers:
@@ -112,7 +111,7 @@ def losses(job: Job) -> list[str]:
         found += _together(name, loss, method, job)
     if not job.losses and job.teachers:
         found.append("losses: the job has teachers and no loss that listens to them. Add one, for example losses={'kd': {}}.")
-    elif deaf := [t for t in job.teachers if t not in heard]:
+    elif deaf := [t for t in job.teachers if t not in listened]:
         found += [f"teachers.{t}: no loss listens to this teacher. Name it in a loss's `teachers`, or remove it." for t in deaf]
     if not job.losses and not job.ce_weight:
         found.append("ce_weight: 0 without any other loss leaves nothing to learn from.")
@@ -302,7 +301,7 @@ def _modes(job: Job, methods: Mapping[str, catalogue.Method]) -> list[str]:
     if job.training.accumulate > 1:
         found.append("training.accumulate: peers exchange whole batches. Set it to 1.")
     for name, m in methods.items():
-        if not _hears_peers(job, name, m):
+        if not set(heard(job.losses[name], m, job.teachers, job.peers)) & set(job.peers):
             continue
         if {"before_forward", "step"} & set(m.hooks):
             found.append(f"losses.{name}: {m.slug} needs its teachers before the student's forward; peers answer after it.")
@@ -312,15 +311,6 @@ def _modes(job: Job, methods: Mapping[str, catalogue.Method]) -> list[str]:
                 f"losses.{name}: {m.slug} reads {drawn[0]}, which only a frozen teacher answers. Add one to `teachers`."
             )
     return found
-
-
-def _hears_peers(job: Job, name: str, method: catalogue.Method) -> bool:
-    """Whether a loss listens to a peer, whatever it calls it."""
-    role = method.teacher_role
-    if role is None:
-        return False
-    named = set(job.losses[name].teachers)
-    return bool(named & set(job.peers)) if named else SOURCES[role] == "peers" or not job.teachers
 
 
 def actors(job: Job) -> list[str]:

@@ -7,16 +7,15 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayError
 
 from raykd.config import Job
-from raykd.errors import ResourceError
+from raykd.errors import RaykdError
 from raykd.exchange.bank import MadeBatch
 from raykd.exchange.making import Far
-from raykd.exchange.pool import original
 from raykd.exchange.sources import InlineSource, Source
 from raykd.launch.assembly import asks, groups, make_committee
-from raykd.launch.cluster import NAMESPACE
+from raykd.launch.cluster import NAMESPACE, role_env
+from raykd.launch.replicas import until_ready
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts, pick_device
 from raykd.schemes.data_free import Snapshot, Workshop
@@ -67,7 +66,6 @@ def start(job: Job, plans: list[Plan], known: Facts) -> list[Any]:
     if not plans or spec.mode != "bank":
         return []
     run = uuid.uuid4().hex[:8]
-    hidden = {} if spec.gpus else {"CUDA_VISIBLE_DEVICES": ""}
     make: Any = ray.remote(Maker)
     handles = [
         make.options(
@@ -79,21 +77,16 @@ def start(job: Job, plans: list[Plan], known: Facts) -> list[Any]:
             max_restarts=spec.max_restarts,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(job.launch.threads), **hidden}},
+            runtime_env=role_env(job, spec.gpus),
         ).remote(job, plans, known, i)
         for i in range(spec.synthesizers)
     ]
     try:
-        ray.get([handle.ready.remote() for handle in handles], timeout=job.launch.start_timeout_s)
-    except GetTimeoutError:
+        remedy = "Lower synthesis.synthesizers or synthesis.cpus, or add nodes"
+        until_ready(job, handles, "Synthesizers", str(spec.synthesizers), remedy)
+    except RaykdError:
         stop(handles)
-        raise ResourceError(
-            f"Synthesizers: {spec.synthesizers} were not ready within {job.launch.start_timeout_s:g} s. Lower "
-            "synthesis.synthesizers or synthesis.cpus, or add nodes; launch.start_timeout_s waits longer."
-        ) from None
-    except RayError as error:
-        stop(handles)
-        raise original(error, "A synthesizer") from None
+        raise
     return handles
 
 

@@ -151,7 +151,7 @@ class Learner:
 
     def bind(self, batch: Mapping[str, Tensor], teacher_signals: TeacherSignals) -> None:
         """`probing` of a student without peers."""
-        _alone(self.probing(batch, teacher_signals))
+        alone(self.probing(batch, teacher_signals))
 
     @property
     def exchanges(self) -> bool:
@@ -173,7 +173,7 @@ class Learner:
         self, batch: Mapping[str, Tensor], teacher_signals: TeacherSignals, global_count: int, stop: bool = False
     ) -> StepReport:
         """`stepping` of a student without peers."""
-        report: StepReport = _alone(self.stepping(batch, teacher_signals, global_count, stop, exchange=False))
+        report: StepReport = alone(self.stepping(batch, teacher_signals, global_count, stop, exchange=False))
         return report
 
     def stepping(
@@ -387,8 +387,8 @@ def shapes_of(found: Any) -> Any:
     return {key: tuple(value.shape[1:]) for key, value in found.items()}
 
 
-def _alone(exchange: Generator[Signals, TeacherSignals, Any]) -> Any:
-    """Runs to the end what never pauses."""
+def alone(exchange: Generator[Any, Any, Any]) -> Any:
+    """Runs to the end what never pauses: a student's step, or its whole training."""
     try:
         next(exchange)
     except StopIteration as done:

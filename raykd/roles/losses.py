@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from raykd.config import Job, Loss
 from raykd.data.keys import derive, torch_generator
 from raykd.errors import ConfigError, RaykdError, SignalError, near, told
 from raykd.parts.aggregators import aggregators
+from raykd.parts.branches import sigmoid_ramp
 from raykd.roles.network import Facts
 from raykd.roles.optimisation import world_size
 from raykd.signals import CLASSES, LIST_ROLES, LOCAL, SOURCES, Aggregate, Signal, Wire, entering, is_norm, wires
@@ -110,24 +110,30 @@ def plans(
     for name, loss in job.losses.items():
         method = catalogue.method(loss.method)
         role = method.teacher_role
-        heard = {t: Neighbour(spec.weight) for t, spec in job.teachers.items()}
         peers = {p: peer for p, peer in beside.items() if not peer.losses or name in peer.losses}
-        everyone = heard | peers
-        if (role is not None and SOURCES[role] == "peers") or not heard:
-            heard = peers
-        names = tuple(t for t in loss.teachers if t in everyone) if loss.teachers else tuple(heard)
+        everyone = {t: Neighbour(spec.weight) for t, spec in job.teachers.items()} | peers
+        names = heard(loss, method, job.teachers, peers)
         if role and not names:
             if job.peers or neighbours is not None:
                 continue  # this peer listens to nobody by this loss
             raise ConfigError(f"losses.{name}: {method.slug} listens to {_article(role)} and the job has none. {_remedy(role)}")
         try:
-            found += _plans(
-                name, loss, method, role, {t: everyone[t] for t in names} if role else {}, job, stages, branches, norms
-            )
+            found += _plans(name, loss, method, role, {t: everyone[t] for t in names}, job, stages, branches, norms)
             _check_views(method)
         except SignalError as error:
             raise SignalError(f"losses.{name}: {error}") from None
     return found
+
+
+def heard(loss: Loss, method: catalogue.Method, teachers: Collection[str], peers: Collection[str]) -> tuple[str, ...]:
+    """Whom a loss listens to, of frozen teachers and of the peers beside: those it names, else the peers where it is of peers
+    or there are no teachers, else the teachers; nobody where it reads the student alone."""
+    role = method.teacher_role
+    if role is None:
+        return ()
+    if loss.teachers:
+        return tuple(t for t in loss.teachers if t in teachers or t in peers)
+    return tuple(peers if SOURCES[role] == "peers" or not teachers else teachers)
 
 
 def image_plans(
@@ -143,11 +149,11 @@ def image_plans(
         if method is None:
             continue
         role = method.teacher_role
-        heard = {t: Neighbour(job.teachers[t].weight) for t in loss.teachers or job.teachers if t in job.teachers}
-        if role and not heard:
+        names = {t: Neighbour(job.teachers[t].weight) for t in heard(loss, method, job.teachers, ())}
+        if role and not names:
             raise ConfigError(f"losses.{name}: {method.slug} listens to a teacher and the job has none. {_remedy(role)}")
         try:
-            return _plans(name, loss, method, role, heard if role else {}, job, stages, branches, norms)
+            return _plans(name, loss, method, role, names, job, stages, branches, norms)
         except SignalError as error:
             raise SignalError(f"losses.{name}: {error}") from None
     return []
@@ -281,7 +287,7 @@ def schedule(text: str) -> Callable[[float], float]:
     if kind == "linear":
         return lambda e: min(e / length, 1.0)
     if kind == "sigmoid":
-        return lambda e: math.exp(-5.0 * (1.0 - e / length) ** 2) if e < length else 1.0
+        return lambda e: sigmoid_ramp(e, length)
     if kind == "stop":
         return lambda e: 1.0 if e < length else 0.0
     if kind == "start":

@@ -224,18 +224,8 @@ class Synthesizer:
     def _step(self, through: Through, number: int, epoch: int) -> dict[str, float]:
         batch = self.draw("generator", number)
         self.optimizer.zero_grad(set_to_none=True)
-        answers, student = self._ask(through, batch["images"], batch["images"], self._views("generator", number))
-        drawn, everywhere = self._targets("generator", number, batch["labels"]), self.count * self.world
-        terms: dict[str, Tensor] = {}
-        for label, loss in self.losses.items():
-            heard = hear(loss.plan, self.plans, answers)
-            if heard is None:
-                continue
-            roles = {"student": student} | heard.roles
-            share = loss.plan.share * heard.factor
-            for term, value in loss(self._beside(batch, drawn, label), roles, epoch, number, self.rank, 0, heard.of).items():
-                mean = value.sum() / everywhere if value.ndim else value / self.world
-                terms[term or label] = terms.get(term or label, torch.zeros((), device=self.device)) + share * mean
+        drawn, keyed = self._targets("generator", number, batch["labels"]), self._views("generator", number)
+        terms = self._terms(through, batch, batch["images"], drawn, keyed, (epoch, number, 0))
         total = torch.stack(list(terms.values())).sum()
         total.backward()
         values = torch.stack([t.detach().double() for t in terms.values()])
@@ -281,7 +271,8 @@ class Synthesizer:
         terms: dict[str, Tensor] = {}
         for step in range(spec.steps or 1):
             images = self.generator(latents, labels)
-            terms = self._terms({"latents": latents, "labels": labels, "images": images}, drawn, keyed, through, step, number)
+            batch, seen = {"latents": latents, "labels": labels, "images": images}, self._moved(images, keyed)
+            terms = self._terms(through, batch, seen, drawn, keyed, (0, step, number))
             total = torch.stack(list(terms.values())).sum()
             if not bool(torch.isfinite(total)):
                 shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
@@ -333,24 +324,35 @@ class Synthesizer:
 
     def _terms(
         self,
+        through: Through,
         batch: Mapping[str, Tensor],
+        seen: Tensor,
         drawn: Mapping[str, Mapping[str, Tensor]],
         keyed: torch.Generator,
-        through: Through,
-        step: int,
-        number: int,
+        when: tuple[int, int, int],
     ) -> dict[str, Tensor]:
-        answers, student = self._ask(through, batch["images"], self._moved(batch["images"], keyed), keyed)
+        """Terms of the images' loss, this worker's share of the mean over the images of all: name -> `[]`.
+
+        Args:
+            through: asks the teachers.
+            batch: its fields.
+            seen: the images as teachers and student see them.
+            drawn: what each loss wants of each image.
+            keyed: draws the parts of images that losses read.
+            when: epoch, step and number of the batch, for what losses draw.
+        """
+        answers, student = self._ask(through, batch["images"], seen, keyed)
         terms: dict[str, Tensor] = {}
         for label, loss in self.losses.items():
             heard = hear(loss.plan, self.plans, answers)
             if heard is None:
                 continue
-            roles = {"student": student} | heard.roles
-            found = loss(self._beside(batch, drawn, label), roles, 0, step, self.rank, number, heard.of)
+            epoch, step, number = when
+            roles, share = {"student": student} | heard.roles, loss.plan.share * heard.factor
+            found = loss(self._beside(batch, drawn, label), roles, epoch, step, self.rank, number, heard.of)
             for term, value in found.items():
-                mean = loss.plan.share * heard.factor * value.mean()
-                terms[term or label] = terms.get(term or label, torch.zeros((), device=self.device)) + mean
+                mean = value.sum() / (self.count * self.world) if value.ndim else value / self.world
+                terms[term or label] = terms.get(term or label, torch.zeros((), device=self.device)) + share * mean
         return terms
 
     @torch.no_grad()

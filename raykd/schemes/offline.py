@@ -40,12 +40,13 @@ from raykd.exchange.sources import Pending, Source
 from raykd.models import Branched
 from raykd.roles import checkpoints
 from raykd.roles.evaluator import Accuracy, evaluate, evaluate_branches
-from raykd.roles.learner import Learner
+from raykd.roles.learner import Learner, alone
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts, branching_of, pick_device, plain
 from raykd.roles.optimisation import all_sum, world_size
 from raykd.roles.recorder import Recorder, read
 from raykd.roles.teacher import check_finite
+from raykd.schemes import data_free
 from raykd.signals import Signal, Signals
 
 Batch = Mapping[str, Tensor]
@@ -156,7 +157,7 @@ class Offer:
         version: optimizer steps behind its weights.
         signals: what its peers ask of it.
         batch: that it is learning from.
-        weights: of the student, as it is now.
+        weights: gives those of the student, as it is now.
         stop_at: it ends before this step.
     """
 
@@ -164,7 +165,7 @@ class Offer:
     version: int
     signals: Signals
     batch: Batch
-    weights: Mapping[str, Tensor]
+    weights: Callable[[], Mapping[str, Tensor]]
     stop_at: int | None = None
 
 
@@ -244,8 +245,6 @@ def learning(rank: int, world: int, job: Job, sources: Mapping[str, Source], set
         order = replace(order, views=learner.student.count)
     feed: Feed | None = None
     if train is None:
-        from raykd.schemes import data_free
-
         own = (job, setting.images, setting.facts, learner)
         made_by = setting.makers(device) if setting.makers is not None else None
         made_feed = (
@@ -288,15 +287,6 @@ def learning(rank: int, world: int, job: Job, sources: Mapping[str, Source], set
             source.close()
         if meeting is not None:
             meeting.link.close()
-
-
-def alone(running: Generator[Any, Any, Any]) -> Any:
-    """Runs to the end a training that never pauses."""
-    try:
-        next(running)
-    except StopIteration as done:
-        return done.value
-    raise AssertionError("a student without peers paused for an exchange")
 
 
 def _order(job: Job, samples: int, world: int, rank: int) -> Order:
@@ -346,7 +336,7 @@ def _bind(
         shapes_of_all = {n: {t: {k: list(v.shape) for k, v in f.items()} for t, f in own.items()} for n, own in signals.items()}
         kept.write_text(json.dumps(shapes_of_all) + "\n")
     probing = learner.probing({name: value.to(learner.device) for name, value in batch.items()}, answers)
-    yield from _paused(probing, lambda signals: Offer(-1, 0, signals, batch, learner.student.state_dict()))
+    yield from _paused(probing, lambda signals: Offer(-1, 0, signals, batch, learner.student.state_dict))
     return lost
 
 
@@ -447,7 +437,7 @@ class _Run:
         stepping = self.learner.stepping(batch, signals, count, self.setting.should_stop(), exchange=meets)
 
         def offer(found: Signals) -> Offer:
-            return Offer(step, step - self.lag, found, batch, self.learner.student.state_dict(), self.stop_at)
+            return Offer(step, step - self.lag, found, batch, self.learner.student.state_dict, self.stop_at)
 
         self.said = Said()
         report = yield from _paused(stepping, offer, self._heard)

@@ -231,7 +231,7 @@ class PeerLink:
         return Said(answers, dict(self._versions), frozenset(self.gone), stop, time.perf_counter() - started)
 
     def _check_finite(self, offer: Offer) -> None:
-        for key, value in (offer.weights if self.weights else offer.signals).items():
+        for key, value in (offer.weights() if self.weights else offer.signals).items():
             if not bool(torch.isfinite(value).all()):
                 raise DivergenceError(
                     f"Peer {self.name!r}: what it publishes at step {self._step} is not finite ({key}); nothing was updated "
@@ -247,13 +247,13 @@ class PeerLink:
 
     def _of_weights(self, name: str, step: int) -> Message | None:
         """Brings the copy to the version that is due; None where it has it already."""
-        copy, newest = self.copies[name], self.exchange.staleness == "newest"
+        copy = self.copies[name]
         if step == PROBE:
             message = self._take(name, PROBE)
             if copy.version is None:
                 copy.load(message)
             return message
-        if newest:
+        if self.exchange.newest:
             have = copy.version if copy.version is not None and copy.version >= 0 else PROBE
             answer = self._asked[name][1] if name in self._asked else self._ask(name, step, after=have)
             if have != PROBE and not answer.done():
@@ -272,7 +272,7 @@ class PeerLink:
 
     def _due(self, step: int) -> int:
         """The version of the copies that answer at a step."""
-        return max(0, step - int(self.exchange.staleness)) // self.exchange.every * self.exchange.every
+        return max(0, step - self.exchange.late) // self.exchange.every * self.exchange.every
 
     def _take(self, name: str, step: int) -> Message:
         asked = self._asked.pop(name, None)
@@ -307,7 +307,7 @@ class PeerLink:
         if not self.weights:
             return {}
         copies = {n: {"version": c.version, "weights": c.model.state_dict()} for n, c in self.copies.items()}
-        since = self._step if self.exchange.staleness == "newest" else self._due(self._step)
+        since = self._step if self.exchange.newest else self._due(self._step)
         messages = [
             {"step": m.step, "version": m.version, "weights": codecs.decode(m.content.signals)}
             for m in self.mailbox.kept()
@@ -339,7 +339,7 @@ class PeerLink:
 
 def _weights(offer: Offer) -> codecs.Encoded:
     """The student's weights, as they are now."""
-    found = codecs.encode(dict(offer.weights), DENSE)
+    found = codecs.encode(dict(offer.weights()), DENSE)
     for parts in found.signals.values():
         parts["dense"] = np.array(parts["dense"])
     return found
@@ -347,10 +347,7 @@ def _weights(offer: Offer) -> codecs.Encoded:
 
 def margin(exchange: Exchange, peers: int) -> int:
     """Steps after which all peers have heard, one from the other, that one of them was asked to stop."""
-    if exchange.what == "weights" and exchange.staleness == "newest":
-        return 0
-    late = int(exchange.staleness) if exchange.what == "weights" else 0
-    return peers * exchange.every + late
+    return 0 if exchange.newest else peers * exchange.every + exchange.late
 
 
 def learn_together(

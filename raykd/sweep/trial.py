@@ -14,17 +14,14 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-import torch.distributed as dist
 from ray import tune
 from ray.exceptions import RayError
 
@@ -221,9 +218,7 @@ class Member:
 
     def address(self) -> tuple[str, int]:
         """A free port on this worker's node, for the group's meeting."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+        return hosts.free_port()
 
     def work(self, rank: int, world: int, address: tuple[str, int], job: Job, given: Given, folder: str) -> None:
         """Joins the group and learns; rank 0 leaves each evaluation for the trial and waits until it is passed on."""
@@ -234,17 +229,8 @@ class Member:
             while (place / REPORT).exists():
                 time.sleep(POLL_S)
 
-        dist.init_process_group(
-            hosts.BACKENDS[job.launch.gpus > 0],
-            init_method=f"tcp://{address[0]}:{address[1]}",
-            rank=rank,
-            world_size=world,
-            timeout=timedelta(seconds=job.launch.collective_timeout_s),
-        )
-        try:
+        with hosts.meeting(job.launch, rank, world, address):
             _work(rank, world, job, given, place, leave)
-        finally:
-            dist.destroy_process_group()
 
 
 def _group(job: Job, given: Given, folder: Path, report: Callable[[Report], None]) -> None:

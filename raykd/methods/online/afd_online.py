@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from raykd.methods.response.kd import kd_loss
 from raykd.parts.adapters import Shape
+from raykd.parts.adversarial import passing, telling_apart
 from raykd.parts.checks import check_axes
 from raykd.parts.critics import MapCritic
 from raykd.parts.numeric import full, to_smaller
@@ -66,7 +67,7 @@ def afd_online_loss(
     given = {"student_logits": (student_logits, "b c"), "peer_logits": (peer_logits, "b c")}
     check_axes("afd-online", **given, student_score=(student_score, "b"))
     kl = kd_loss(student_logits, peer_logits, temperature=temperature)
-    return {"kl": kl, "adversarial": (1 - full(student_score)).square()}
+    return {"kl": kl, "adversarial": passing(student_score, "least_squares")}
 
 
 class _Adapter(nn.Module):
@@ -208,6 +209,6 @@ def after_forward(module: Module, learner: Any, batch: Mapping[str, Tensor], sig
     """Trains the critic on this batch: (1 - critic(peer's))^2 + critic(student's)^2. Then the student, by an own optimizer."""
     found = next(own for own in learner.losses.values() if own.module is module).values(signals)
     student, peer = module.adapter(found["student_feature"], found["peer_feature"])
-    module.critic.update((1 - module.critic(peer.detach())).square() + module.critic(student.detach()).square())
+    module.critic.update(telling_apart(module.critic(peer.detach()), module.critic(student.detach()), "least_squares"))
     if module.extractor is not None:
-        module.extractor.follow((1 - module.critic(student)).square(), learner, module.adapter)
+        module.extractor.follow(passing(module.critic(student), "least_squares"), learner, module.adapter)

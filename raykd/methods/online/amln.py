@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from raykd.errors import SignalError
 from raykd.methods.response.kd import kd_loss
 from raykd.parts.adapters import Shape
+from raykd.parts.adversarial import passing, telling_apart
 from raykd.parts.checks import check_axes, check_choice, same_length
 from raykd.parts.critics import MapCritic
 from raykd.parts.numeric import full, per_sample, to_smaller
@@ -23,6 +24,7 @@ PAPER = (
 SECTION = "2.2"
 SCHEME = "online"
 LAYERS = "stages"
+_FORMS = {"least_squares": "least_squares", "cross_entropy": "non_saturating"}  # gan -> form of the game
 
 
 def amln_loss(
@@ -94,20 +96,13 @@ def amln_loss(
     given |= {f"student_scores[{i}]": (score, "b") for i, score in enumerate(student_scores)}
     given |= {f"student_aligned[{i}]": (feature, "b d h w") for i, feature in enumerate(student_aligned)}
     check_axes("amln", **given)
-    fooled = torch.stack([_towards(full(score), 1.0, gan) for score in student_scores]).sum(0)
+    fooled = torch.stack([passing(score, _FORMS[gan]) for score in student_scores]).sum(0)
     apart = torch.stack([per_sample((full(a) - full(peer_final)).square()) for a in student_aligned]).sum(0)
     return {
         "kl": kd_loss(student_logits, peer_logits, temperature=temperature),
         "adversarial": adversarial_weight * fooled,
         "alignment": alignment_weight * apart,
     }
-
-
-def _towards(score: Float[Tensor, "b"], wanted: float, gan: str) -> Float[Tensor, "b"]:
-    """How far a score is from 1, the peer's, or 0, the student's."""
-    if gan == "least_squares":
-        return (wanted - score).square()
-    return F.softplus(-score if wanted else score)
 
 
 def _convolution(student: Shape, peer: Shape) -> nn.Module:
@@ -194,4 +189,4 @@ def after_forward(module: Module, learner: Any, batch: Mapping[str, Tensor], sig
     with torch.no_grad():
         pairs = module.adapted(found["student_features"], found["peer_features"])
     for critic, (student, peer) in zip(cast(Iterable[MapCritic], module.critics), pairs):
-        critic.update(_towards(critic(peer), 1.0, module.gan) + _towards(critic(student), 0.0, module.gan))
+        critic.update(telling_apart(critic(peer), critic(student), _FORMS[module.gan]))
