@@ -22,7 +22,7 @@ from raykd.roles.optimisation import optimizer, rate
 from raykd.signals import EMA, SOURCES, VIEWS
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
-HEARD = ("prepare", "on_epoch", "stages", "before_forward", "after_forward", "step")  # hooks that a scheme calls
+HEARD = ("prepare", "on_epoch", "stages", "targets", "before_forward", "after_forward", "step")  # hooks that a scheme calls
 SCHEMES = ("offline", "online", "data_free")
 SHARED = ("replicas", "inputs", "resources", "max_restarts", "on_loss", "codec")  # settings of an actor, not of a teacher
 

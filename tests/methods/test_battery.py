@@ -38,7 +38,7 @@ from raykd.errors import SignalError
 
 SLUGS = sorted(set(METHODS) & set(ROWS))
 MEMBERS = {"NAME", "PAPER", "SECTION", "SCHEME", "LAYERS", "SPARSE", "BRANCHING", "Module"}
-MEMBERS |= {"images_loss", "Images", "SYNTHESIS"}
+MEMBERS |= {"images_loss", "Images", "SYNTHESIS", "targets"}
 MEMBERS |= {"prepare", "before_forward", "after_forward", "step", "on_epoch", "views", "stages"}
 RESERVED = {"weight", "ce_weight", "schedule"}
 
@@ -451,7 +451,7 @@ def test_images_hear_all_that_is_read(slug):
     row, loss = load_row(slug + IMAGES), loss_of(slug + IMAGES)
     inputs, leaves = with_gradient(to_torch(row.inputs(0)), loss)
     felt = []
-    for value in terms(loss(**inputs)).values():
+    for value in terms(loss(**inputs, **getattr(row, "lively", {}))).values():
         found = torch.autograd.grad(value.sum(), leaves, allow_unused=True, retain_graph=True)
         felt.append([g is not None and bool(g.abs().max() > 0) for g in found])
         assert any(felt[-1])
@@ -469,7 +469,8 @@ def test_images_raise_what_the_student_lowers(slug):
     logits = shared["student_logits"].requires_grad_(True)
     loss, images_loss = loss_of(slug), loss_of(slug + IMAGES)
     (down,) = torch.autograd.grad(total(loss(**to_torch(row) | shared)), logits)
-    (up,) = torch.autograd.grad(total(images_loss(**to_torch(made) | shared)), logits)
+    lively = getattr(load_row(slug + IMAGES), "lively", {})
+    (up,) = torch.autograd.grad(total(images_loss(**to_torch(made) | shared, **lively)), logits)
     assert (down * up).sum() < 0
 
 

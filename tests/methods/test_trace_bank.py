@@ -7,10 +7,14 @@ A row's `BATCHES` lists settings: `synthesis` and `options`. Its loop
 makes COUNT batches one after the other, with student and teacher of `made_nets.py` in evaluation mode. `states` is the images'
 Module's first state_dict; `made` has one dict a batch: `latents` [b d], `labels` [b], `fresh`, the state_dict of a fresh
 generator, and `steps`, a list of dicts: `see(images)` as teachers see them, `part(images)` a part of each, `generator` as the
-loss gets it. Returned are lists `images` [b c h w] and `losses` of the batches, and `generator`, its parameters at the end.
+loss gets it, and `draws()`, which makes a generator seeded as that of `targets`. A loop that asks for `normalise` gets what
+makes of images what the models get. Returned are lists `images` [b c h w] and `losses` of the batches, and `generator`, its
+parameters at the end.
 """
 
 import copy
+import inspect
+from functools import partial
 
 import made_nets
 import pytest
@@ -87,7 +91,8 @@ def drawn(job, slug, number, generator, reads_parts):
         steps.append({"see": see, "part": part, "generator": loss})
     fresh = copy.deepcopy(generator)
     reset(fresh, derive(SEED, "fresh generator", number) % 2**63)
-    return {"latents": latents, "labels": labels, "steps": steps, "fresh": fresh.state_dict()}
+    draws = partial(torch_generator, SEED, "synthesis", "targets", "bank", number, 0)
+    return {"latents": latents, "labels": labels, "steps": steps, "fresh": fresh.state_dict(), "draws": draws}
 
 
 def normalised(images):
@@ -107,6 +112,7 @@ def test_batches(slug, number, kind, tmp_path):
     ours = [made.make(i, snapshot) for i in range(COUNT)]
     reads = any("local" in s.views for p in made.synthesizer.plans for s in p.asks("teacher"))
     spec = job.synthesis
+    asked_for = {"normalise": normalised} if "normalise" in inspect.signature(row.batches).parameters else {}
     theirs = row.batches(
         student,
         teacher,
@@ -114,6 +120,7 @@ def test_batches(slug, number, kind, tmp_path):
         first,
         [drawn(job, slug, i, generator, reads) for i in range(COUNT)],
         signals=made_nets.signals,
+        **asked_for,
         images_lr=IMAGES_LR,
         latents_lr=spec.latents_lr,
         betas=spec.betas,

@@ -7,11 +7,12 @@ A row's `ROUNDS` lists settings as `TRACES` does (tracing.py), with `synthesis`:
 trains student and generator in place. `states` is (the student's Module's, the images' Module's) first state_dict, each empty
 where there is none; `made` has one dict a round: `images`, a batch for each step of the generator, and `student`, one for each
 step of the student. A batch has `latents` [b d], `labels` [b], `sample_index` [b], `epoch`, `step`, `generator`, fresh and
-seeded as the one the loss gets, and `draws()`, which makes one more of these. The generator is called with latents and labels,
-in training mode, under torch.optim.Adam of rate `images_lr`; the student under plain SGD of rate `lr`. `signals(model, images)`
-takes images as they are made; where a setting has `norms`, those of a teacher have "norms" too: for each batch norm (mean and
-biased variance of the batch, running mean, running variance). `normalise(images)`, given to a loop that asks for it, is what
-the models get. Returned are state_dicts: `student`, `generator`, and of Modules `module` and `images`.
+seeded as the one the loss gets, and `draws()`, which makes one seeded as that of `targets`. The generator is called with
+latents and labels, in training mode, under torch.optim.Adam of rate `images_lr`; the student under plain SGD of rate `lr`.
+`signals(model, images)` takes images as they are made; where a setting has `norms`, those of a teacher have "norms" too: for
+each batch norm (mean and biased variance of the batch, running mean, running variance). `normalise(images)`, given to a loop
+that asks for it, is what the models get. Returned are state_dicts: `student`, `generator`, and of Modules `module` and
+`images`.
 """
 
 import copy
@@ -79,8 +80,9 @@ def drawn(job, slug, turn):
         latents = torch.randn(tracing.BATCH, spec.latent, generator=keyed).double()
         labels = torch.randint(tracing.CLASSES, (tracing.BATCH,), generator=keyed)
         own = {"latents": latents, "labels": labels, "sample_index": torch.arange(tracing.BATCH) + number * tracing.BATCH}
-        draws = partial(torch_generator, SEED, "loss", slug, step, 0, 0)
-        return own | {"epoch": 0, "step": step, "generator": draws(), "draws": draws}
+        keyed = torch_generator(SEED, "loss", slug, step, 0, 0)
+        draws = partial(torch_generator, SEED, "synthesis", "targets", purpose, number, 0)
+        return own | {"epoch": 0, "step": step, "generator": keyed, "draws": draws}
 
     making = range(turn * spec.generator_steps, (turn + 1) * spec.generator_steps)
     learning = range(turn * spec.student_steps, (turn + 1) * spec.student_steps)
