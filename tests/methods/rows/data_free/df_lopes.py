@@ -1,4 +1,5 @@
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -82,7 +83,9 @@ def record(classes, size, seed):
     factors[..., 0, :] = 0.0
     covariance = factors @ np.swapaxes(factors, -1, -2)
     path = Path(tempfile.gettempdir()) / f"raykd-records-{classes}-{size}-{seed}.safetensors"
-    save_file({"mean": rng.normal(size=(*lead, size)), "covariance": covariance}, str(path))
+    part = path.with_suffix(f".{os.getpid()}")  # several processes of a test run make the same file
+    save_file({"mean": rng.normal(size=(*lead, size)), "covariance": covariance}, str(part))
+    os.replace(part, path)
     return str(path)
 
 
