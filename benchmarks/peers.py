@@ -201,12 +201,9 @@ def homes(count: int) -> Iterator[list[Any]]:
 
     from raykd.launch import cluster
 
-    cluster.start_here(num_cpus=max(2, count))  # so that Ray starts as many processes
-    try:
+    with cluster.here(num_cpus=max(2, count)):  # so that Ray starts as many processes
         make = ray.remote(Home)
         yield [make.options(name=home(i), namespace=NAMESPACE, num_cpus=0, max_concurrency=1000).remote() for i in range(count)]
-    finally:
-        ray.shutdown()
 
 
 def step_s(segment: Segment) -> float:

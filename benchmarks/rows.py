@@ -69,7 +69,6 @@ def pool(scene: Scene, gate: Gate) -> Found:
 
     from raykd.launch import cluster, hosts, replicas
 
-    cluster.start_here(num_cpus=4)
     started: dict[str, list[Any]] = {}
 
     def sources(j: Job, plans: Any, known: Any) -> Mapping[str, Source]:
@@ -81,11 +80,11 @@ def pool(scene: Scene, gate: Gate) -> Found:
         }
         return found
 
-    try:
-        return _learn(scene, "pool", gate, sources)
-    finally:
-        replicas.stop(started)
-        ray.shutdown()
+    with cluster.here(num_cpus=4):
+        try:
+            return _learn(scene, "pool", gate, sources)
+        finally:
+            replicas.stop(started)
 
 
 def torchdistill(scene: Scene, gate: Gate) -> Found:

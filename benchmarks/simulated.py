@@ -100,15 +100,12 @@ def measure(rows: list[Row], steps: int) -> Iterator[dict[str, Any]]:
     from raykd.launch import cluster
 
     bandwidth = bytes_a_second()
-    cluster.start_here(num_cpus=64)
-    try:
+    with cluster.here(num_cpus=64):
         most = max(row.students for row in rows)
         pupil = ray.remote(Pupil).options(num_cpus=0.5, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
         pupils = [pupil.remote(_job(rows[0], 1)) for _ in range(most)]
         for _, group in itertools.groupby(rows, key=lambda r: (r.payload, r.inputs)):
             yield from _group(list(group), pupils, steps, bandwidth)
-    finally:
-        ray.shutdown()
 
 
 def _job(row: Row, replicas: int) -> Job:

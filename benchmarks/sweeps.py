@@ -52,18 +52,13 @@ def measure(scene: Scene) -> dict[str, Any]:
                 "launch.host": "actors",
             }
         )
-        cluster.start_here()
-        try:
+        with cluster.here():
             for share in SHARES:
                 trials, started = _Trials(), time.perf_counter()
                 found = sweeps.sweep(
                     own, space, scheduler="none", samples=TRIALS, share=share, folder=Path(runs) / share, observer=trials
                 )
                 seconds[share], forwards[share] = trials.ended - started, found["forwards"]["sweep"]
-        finally:
-            import ray
-
-            ray.shutdown()
     return {
         "trials": TRIALS,
         "epochs": EPOCHS,

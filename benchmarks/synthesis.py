@@ -28,7 +28,7 @@ from raykd import Data, Job, Loss, Student, Teacher, Training
 from raykd.config import Synthesis
 from raykd.data.batches import Plan as Order
 from raykd.exchange.making import Far
-from raykd.launch import assembly, hosts, replicas, synthesizers
+from raykd.launch import assembly, cluster, hosts, replicas, synthesizers
 from raykd.resolve import resolve
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts
@@ -63,15 +63,13 @@ def measure(
 @contextlib.contextmanager
 def started(job: Job, known: Facts, plans: list[Plan], cpus: int) -> Iterator[list[Any]]:
     """A Ray cluster of its own with a job's synthesizers."""
-    import ray
 
-    from raykd.launch import cluster
-
-    cluster.start_here(num_cpus=cpus)
-    try:
-        yield synthesizers.start(job, plans, known)
-    finally:
-        ray.shutdown()
+    with cluster.here(num_cpus=cpus):
+        handles = synthesizers.start(job, plans, known)
+        try:
+            yield handles
+        finally:
+            replicas.stop({"": handles})
 
 
 def real(scene: Scene, batch: int, count: int = 2) -> Job:
@@ -204,34 +202,29 @@ def _update_s(feed: Banked) -> float:
 
 def gradient(scene: Scene, batch: int, rounds: int, calls: int) -> Iterator[dict[str, Any]]:
     """Calls to a teacher here and to its replica take turns; yields a row for each place: forward and backward of one call."""
-    import ray
-
-    from raykd.launch import cluster
-
     job = real(scene, batch)
     known = Facts(batch, 10, (3, SIDE, SIDE), "cifar10")
     plans = assembly.connect(job, known)
     inline = resolve(job.replace(**{"teachers.big.placement": "inline"}))
     images = torch.rand(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     torch.set_num_threads(1)
-    cluster.start_here(num_cpus=4)
-    handles = replicas.start(job, known)
-    try:
-        sources = {
-            "here": assembly.local_sources(inline, plans, known, pickled=False)["big"],
-            "replica": hosts.sources(job, plans, known, handles)["big"],
-        }
-        found: dict[str, list[tuple[float, float, torch.Tensor]]] = {place: [] for place in sources}
-        for _ in range(rounds + 1):
-            for place, source in sources.items():
-                times = [call(source, images) for _ in range(calls)]
-                forward, backward = (statistics.fmean(seconds) for seconds in list(zip(*times))[:2])
-                found[place].append((forward, backward, times[-1][2]))
-        apart = found["here"][0][2] - found["replica"][0][2]
-        yield from _places(sources, found, batch, rounds, calls, float(apart.norm() / found["here"][0][2].norm()))
-    finally:
-        replicas.stop(handles)
-        ray.shutdown()
+    with cluster.here(num_cpus=4):
+        handles = replicas.start(job, known)
+        try:
+            sources = {
+                "here": assembly.local_sources(inline, plans, known, pickled=False)["big"],
+                "replica": hosts.sources(job, plans, known, handles)["big"],
+            }
+            found: dict[str, list[tuple[float, float, torch.Tensor]]] = {place: [] for place in sources}
+            for _ in range(rounds + 1):
+                for place, source in sources.items():
+                    times = [call(source, images) for _ in range(calls)]
+                    forward, backward = (statistics.fmean(seconds) for seconds in list(zip(*times))[:2])
+                    found[place].append((forward, backward, times[-1][2]))
+            apart = found["here"][0][2] - found["replica"][0][2]
+            yield from _places(sources, found, batch, rounds, calls, float(apart.norm() / found["here"][0][2].norm()))
+        finally:
+            replicas.stop(handles)
 
 
 def call(source: Any, images: torch.Tensor) -> tuple[float, float, torch.Tensor]:

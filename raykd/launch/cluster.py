@@ -31,15 +31,30 @@ def connected(job: Job) -> Iterator[None]:
     Raises:
         ResourceError: the cluster cannot be reached; the message says what to do.
     """
+    address = job.launch.address or os.environ.get("RAY_ADDRESS")
+    if not address or ray.is_initialized():
+        with here():
+            yield
+        return
+    _prepare()
+    _connect(address, OPTIONS | {"runtime_env": _runtime_env()})
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def here(num_cpus: int | None = None) -> Iterator[None]:
+    """Ray on this machine for the length of a block, or the cluster this process is connected to already.
+
+    Args:
+        num_cpus: logical CPUs of the new cluster; None: what the machine has.
+    """
     if ray.is_initialized():
         yield
         return
-    address = job.launch.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        _prepare()
-        _connect(address, OPTIONS | {"runtime_env": _runtime_env()})
-    else:
-        start_here()
+    start_here(num_cpus)
     try:
         yield
     finally:

@@ -121,7 +121,7 @@ def losses(job: Job) -> list[str]:
 def _together(name: str, loss: Loss, method: catalogue.Method, job: Job) -> list[str]:
     """What a loss cannot do with the teachers it listens to together."""
     found = []
-    teachers = {t: job.teachers[t] for t in loss.teachers or job.teachers if t in job.teachers}
+    teachers = {t: job.teachers[t] for t in heard(loss, method, job.teachers, job.peers) if t in job.teachers}
     maps = [t for t, spec in teachers.items() if spec.label_map is not None]
     if loss.aggregate is not None and maps:
         found.append(
