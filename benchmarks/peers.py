@@ -203,7 +203,11 @@ def homes(count: int) -> Iterator[list[Any]]:
 
     with cluster.here(num_cpus=max(2, count)):  # so that Ray starts as many processes
         make = ray.remote(Home)
-        yield [make.options(name=home(i), namespace=NAMESPACE, num_cpus=0, max_concurrency=1000).remote() for i in range(count)]
+        there = [
+            make.options(name=home(i), namespace=NAMESPACE, num_cpus=0, max_concurrency=1000).remote() for i in range(count)
+        ]
+        _all(h.__ray_ready__.remote() for h in there)  # else the first companies are timed while the other processes start
+        yield there
 
 
 def step_s(segment: Segment) -> float:
