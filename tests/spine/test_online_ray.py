@@ -180,7 +180,8 @@ def test_a_peer_that_dies_is_started_again_and_rejoins(name, real_data, tmp_path
             of_step = max(0, step - late) // every * every
             if late or step % every == 0:
                 assert version in ({of_step} if of_step < back else {of_step, of_step - lag}), "of that step and of no other"
-        assert lag == 0 or said[-1] == max(0, STEPS - 1 - late) // every * every - lag
+        last = (STEPS - 1) // every * every  # step of the last exchange
+        assert lag == 0 or said[last] == max(0, last - late) // every * every - lag
         heard = [any(term.startswith("dml") for term in terms) for _, terms in found[other]]
         assert heard == [step % every == 0 for step in range(STEPS)]
 
