@@ -280,6 +280,7 @@ class Synthesis:
     steps_per_epoch: Count = 50  # student's steps between two evaluations
     student_mode: Literal["eval", "train"] | None = None  # of the student's batch norm while the generator learns
     show: Natural = 64  # images kept for the eye at each evaluation
+    real: Share | None = None  # of each batch, what is read from training images (mode="lockstep"); 0: nothing
     mode: Literal["lockstep", "bank"] | None = None  # generator and student in turn; or synthesizers beside the student
     # What follows is of mode="bank".
     steps: Count | None = None  # updates of the generator (and of the noise, or of free pixels) for each batch

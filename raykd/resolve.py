@@ -77,6 +77,7 @@ SYNTHESIS: Mapping[str, Any] = {
     "scheduler": "constant",
     "student_mode": "eval",
     "mode": "lockstep",
+    "real": 0.0,
     "steps": 200,
     "reset": "batch",
     "meta": "fomaml",
@@ -263,14 +264,15 @@ def resolve(job: Job) -> Job:
     methods = [catalogue.method(loss.method) for loss in losses.values()]
     if training.ema is None and any("ema" in m.roles or any("ema" in (p.view or "") for p in m.signals) for m in methods):
         training = dataclasses.replace(training, ema=EMA_DECAY)
+    synthesis = _synthesis(job.synthesis, methods)
     return dataclasses.replace(
         job,
-        data=_resolve_data(_without_images(job.data, methods)),
+        data=_resolve_data(job.data if synthesis.real else _without_images(job.data, methods)),
         student=_branched(_resolve_weights(job.student, job.data), methods, "student"),
         teachers={name: _resolve_weights(teacher, job.data) for name, teacher in job.teachers.items()},
         peers={n: _branched(_resolve_weights(p, job.data), methods, f"peers.{n}") for n, p in job.peers.items()},
         training=training,
-        synthesis=_synthesis(job.synthesis, methods),
+        synthesis=synthesis,
         losses=losses,
         ce_weight=ce_weight,
         stages={name: resolve(stage) for name, stage in job.stages.items()},

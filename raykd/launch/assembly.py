@@ -96,10 +96,15 @@ def makes_images(job: Job) -> bool:
 
 
 def real_data(job: Job) -> str:
-    """What a job that makes its own images knows of real ones, beside those it is measured on; its method's word for it."""
+    """What a job that makes its own images knows of real ones beside those it is measured on; its method says the rest."""
     methods = (catalogue.method(loss.method) for loss in job.losses.values())
     said = [m.synthesis.get("real_data") for m in methods if m.images is not None]
-    return next((str(word) for word in said if word), "none")
+    known = [str(word) for word in said if word]
+    if job.synthesis.real:
+        data = job.data
+        count = f"{data.per_class} a class" if data.per_class is not None else f"{data.limit or 'all'} of them"
+        known.insert(0, f"training images ({count})")
+    return "; ".join(known) or "none"
 
 
 def connect_images(job: Job, known: Facts) -> list[Plan]:

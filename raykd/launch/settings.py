@@ -228,9 +228,9 @@ def synthesis(job: Job) -> list[str]:
     if job.data.augmentation != type(job.data.augmentation)():
         found.append("data.augmentation: made images are not augmented. Leave it out.")
     for setting in ("limit", "per_class", "shard", "augmentation_epochs"):
-        if getattr(job.data, setting) is not None:
+        if getattr(job.data, setting) is not None and not job.synthesis.real:
             found.append(f"data.{setting}: it is of training images, and this job makes its own. Leave it out.")
-    if job.data.holdout or job.data.noisy_labels:
+    if (job.data.holdout or job.data.noisy_labels) and not job.synthesis.real:
         found.append(
             "data.holdout, data.noisy_labels: they are of training images, and this job makes its own. Leave them out."
         )
@@ -253,6 +253,11 @@ def synthesis(job: Job) -> list[str]:
                 f"losses.{name}: {method.slug} keeps something of each training image, and there are none. Use another."
             )
     spec, launch = job.synthesis, job.launch
+    if spec.real:
+        if spec.mode == "bank" or launch.workers > 1:
+            found.append("synthesis.real: it is of one worker that makes images in turn. Set mode='lockstep', workers=1.")
+        if not has_split(job.data, "train"):
+            found.append("data.train: expected images to read a share of, got none. Name some, or set synthesis.real=0.")
     if spec.mode == "bank":
         if spec.before:
             found.append("synthesis.before: a bank has no rounds before which to learn. Set it to 0, or mode='lockstep'.")
@@ -262,7 +267,7 @@ def synthesis(job: Job) -> list[str]:
             found.append(f"synthesis.start: expected at most synthesis.capacity, {spec.capacity} batches, got {spec.start}.")
         if spec.reset in ("never", "meta") and (spec.synthesizers > 1 or spec.max_restarts):
             found.append("synthesis.reset: a generator that goes on cannot be moved. Set synthesizers=1 and max_restarts=0.")
-    if spec.generator == "pixels" and spec.mode != "bank":
+    if spec.generator == "pixels" and spec.mode != "bank" and not spec.real:
         found.append("synthesis.mode: free pixels are made a batch at a time, for classes that stay. Set it to 'bank'.")
     if spec.clip and spec.generator != "pixels":
         found.append("synthesis.clip: it is of free pixels; a generator bounds its images itself. Leave it out.")

@@ -338,6 +338,12 @@ class Pixels(Generator):
         return self.units(self.pixels[: len(z)])
 
     @torch.no_grad()
+    def become(self, images: Float[Tensor, "n c h w"]) -> None:
+        """Its images are now these, in units."""
+        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.units.mean, self.units.std))
+        self.pixels.copy_((images - mean) / std)
+
+    @torch.no_grad()
     def clamp_(self) -> None:
         """Moves values beyond black and white to these, as DeepInversion does after each step."""
         mean, std = (self.pixels.new_tensor(v).view(-1, 1, 1) for v in (self.units.mean, self.units.std))

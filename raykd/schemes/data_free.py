@@ -10,7 +10,7 @@ Each of several workers has the same generator and images of its own; gradients 
 With a bank, synthesizers make batches beside the student (in actors of their own, each with teachers and a student as it was
 some steps ago), and the student draws from what they have made so far.
 
-Nothing is read to learn from.
+Nothing is read to learn from, unless the job says what share of each batch is (`synthesis.real`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ import torch
 from torchvision.utils import save_image
 
 from raykd.config import Job
-from raykd.data.batches import Batch
+from raykd.data.batches import Batch, make_batch
 from raykd.data.batches import Plan as Order
 from raykd.data.keys import torch_generator
+from raykd.data.sets import DataSet
 from raykd.errors import DataError
 from raykd.exchange.bank import Bank, MadeBatch
 from raykd.exchange.sources import Source
 from raykd.exchange.through import through
+from raykd.models.generators import Pixels
 from raykd.roles.learner import Learner
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts, build, plain
@@ -41,10 +43,15 @@ from raykd.signals import Signal, Signals
 SHOWN = "images"  # folder of what was put out for the eye
 BANK = "bank"  # folder of the bank
 COLUMNS = 8
+NO_LABEL = -100  # of a free image that nobody wanted to be of a class: no cross-entropy
 
 
 class Made:
-    """The batches of a job that makes its own images: a Feed."""
+    """The batches of a job that makes its own images: a Feed.
+
+    With training images beside, `synthesis.real` of each batch is read from these. Free pixels then begin as copies of some of
+    them, have no label, and stay between black and white where `synthesis.clip` says so.
+    """
 
     def __init__(
         self,
@@ -54,18 +61,46 @@ class Made:
         learner: Learner,
         sources: Mapping[str, Source],
         order: Order,
+        train: DataSet | None = None,
     ) -> None:
         self.job, self.learner, self.sources, self.order = job, learner, sources, order
+        self.train = train
         for source in sources.values():
             source.window = 1  # the next images are made by a generator that has learnt from this step
         student = plain(learner.student)
         self.synthesizer = Synthesizer(job, plans, facts, student, learner.device, learner.rank, order.world)
         self._said = SynthesisReport()
+        generator = self.synthesizer.generator
+        self._free = generator if train is not None and isinstance(generator, Pixels) else None
+        if self._free is not None:
+            self._free.become(self._read(len(self._free.pixels), torch_generator(job.seed, "pixels"))["images"])
 
     def first(self) -> Batch:
         """A batch for the probe before the training; binds the images' loss."""
         self.synthesizer.bind(self.through)
-        return Batch(self.synthesizer.batch(0))
+        return self._batch(0)
+
+    def _batch(self, step: int) -> Batch:
+        """What the student sees at a step: images read, where there are any, then images made."""
+        made = self.synthesizer.batch(step)
+        count = len(made["labels"])
+        read = min(max(round((self.job.synthesis.real or 0.0) * count), 1), count - 1) if self.train is not None else 0
+        if not read:
+            return Batch(made)
+        if self._free is not None:
+            made["labels"] = torch.full_like(made["labels"], NO_LABEL)
+        keyed = torch_generator(self.job.seed, "real", step, self.learner.rank)
+        rows = torch.randperm(count, generator=keyed)[: count - read]
+        return Batch({name: torch.cat([value, made[name][rows]]) for name, value in self._read(read, keyed).items()})
+
+    def _read(self, count: int, keyed: torch.Generator) -> dict[str, torch.Tensor]:
+        """Training images drawn at random, one as often as others: a batch with images float in 0..1."""
+        assert self.train is not None
+        turns = [torch.randperm(len(self.train), generator=keyed) for _ in range(-(-count // len(self.train)))]
+        found = make_batch(self.train, torch.cat(turns)[:count].numpy(), None, 0, 0)
+        images = found["images"].to(self.synthesizer.dtype) / 255
+        seeds = torch.zeros(count, dtype=torch.int32)
+        return {"images": images, "labels": found["labels"], "sample_index": found["sample_index"], "augmentation_seed": seeds}
 
     def through(self, images: torch.Tensor, wanted: Mapping[str, tuple[Signal, ...]]) -> Mapping[str, Signals]:
         """What the teachers say of float images, with gradient back to these."""
@@ -78,7 +113,9 @@ class Made:
             step = self.learner.step_count
             if step % rounds == 0:
                 self._said = self.synthesizer.learn(self.through, step / self.order.steps_per_epoch)
-            yield Batch(self.synthesizer.batch(step))
+                if self._free is not None and self.job.synthesis.clip:
+                    self._free.clamp_()
+            yield self._batch(step)
 
     def report(self) -> dict[str, Any]:
         """The terms of the generator's last step, once."""

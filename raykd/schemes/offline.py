@@ -234,21 +234,23 @@ def learning(rank: int, world: int, job: Job, sources: Mapping[str, Source], set
     torch.set_num_threads(job.launch.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.launch.tf32
     made = bool(setting.images)
-    train = None if made else open_data(job.data, "train", job.data_seed)
-    order = _order(job, setting.facts.num_samples if train is None else len(train), world, rank)
+    train = None if made and not job.synthesis.real else open_data(job.data, "train", job.data_seed)
+    order = _order(job, setting.facts.num_samples if made or train is None else len(train), world, rank)
     device = pick_device(job.launch.device, job.launch.gpus)
     meeting = setting.meeting
-    labels = torch.empty(0, dtype=torch.int64) if train is None else torch.tensor(train.labels)
+    labels = torch.empty(0, dtype=torch.int64) if made or train is None else torch.tensor(train.labels)
     published = meeting.published if meeting is not None else ()
     learner = Learner(job, setting.plans, setting.facts, labels, device, order.steps_per_epoch, rank, published)
     if job.student.branching.views == "own" and isinstance(learner.student, Branched):
         order = replace(order, views=learner.student.count)
     feed: Feed | None = None
-    if train is None:
+    if made or train is None:
         own = (job, setting.images, setting.facts, learner)
         made_by = setting.makers(device) if setting.makers is not None else None
         made_feed = (
-            data_free.Made(*own, sources, order) if made_by is None else data_free.Banked(*own, made_by, order, setting.folder)
+            data_free.Made(*own, sources, order, train)
+            if made_by is None
+            else data_free.Banked(*own, made_by, order, setting.folder)
         )
         feed, first = made_feed, made_feed.first()
     else:
