@@ -62,3 +62,16 @@ def test_every_pair_connects(method, pair, real_data):
     settings = {k: v for k, v in ON_CIFAR10.items() if not k.startswith("teachers")}
     faults = inspect(job.replace(**settings)).faults
     assert [f for f in faults if not f.startswith("teachers.teacher.weights")] == []
+
+
+@pytest.mark.parametrize("teacher", ["resnet20-12fca82f", "resnet32-d509ac18"])
+@pytest.mark.parametrize("method", ["fastdfkd", "dfad"])
+def test_cifar10_without_data_has_no_faults_and_reads_no_training_image(method, teacher, real_data):
+    weights = str(real_data / "weights" / "cifar10" / f"{teacher}.th")
+    model = f"cifar_{teacher.partition('-')[0]}"
+    arguments = {"root": str(real_data / "cifar10"), "weights": weights, "teacher": model}
+    job = load(f"{ROOT / 'jobs' / 'cifar10_data_free.py'}:{method}", arguments)
+    report = inspect(job.replace(**{"launch.backend": "local"}))
+    assert not report.faults
+    assert "Real data: none, beside the images it is measured on." in report.notes
+    assert job.teachers["resnet"].normalise == "imagenet"  # what these weights were trained on
