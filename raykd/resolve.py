@@ -318,6 +318,7 @@ def _synthesis(own: Synthesis, methods: list[catalogue.Method]) -> Synthesis:
         filled.pop("options", None)  # they are of another generator
         filled["clip"] = False
     found = {name: value for name, value in filled.items() if getattr(own, name) in (None, {})}
+    found["options"] = {**filled.get("options", {}), **own.options}
     return TypeAdapter(Synthesis).validate_python(to_dict(own) | to_dict(found)) if asked else own
 
 

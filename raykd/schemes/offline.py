@@ -534,16 +534,20 @@ class _Run:
     def _evaluate(self, epoch: int) -> None:
         accuracy = self.last = self._accuracy("eval")
         shown = self.feed.show(self.setting.folder, epoch)
-        if self.recorder is not None and accuracy is not None:
-            record: dict[str, Any] = {"epoch": epoch, **_as_dict(accuracy)}
+        if self.recorder is None:
+            return
+        record: dict[str, Any] = {"epoch": epoch, **({"shown": shown} if shown else {})}
+        if accuracy is None:
             if shown:
-                record["shown"] = shown
-            if self.branches:
-                record["branches"] = [_as_dict(found) for found in self.branches]
-            self.recorder.write("eval", self.learner.step_count, **record)
-            if self.best is None or accuracy.top1 > self.best["top1"]:
-                self.best = record
-                self._export("student_best.safetensors")
+                self.recorder.write("shown", self.learner.step_count, **record)
+            return
+        record |= _as_dict(accuracy)
+        if self.branches:
+            record["branches"] = [_as_dict(found) for found in self.branches]
+        self.recorder.write("eval", self.learner.step_count, **record)
+        if self.best is None or accuracy.top1 > self.best["top1"]:
+            self.best = record
+            self._export("student_best.safetensors")
 
     def _accuracy(self, split: str) -> Accuracy | None:
         if not has_split(self.job.data, split):

@@ -88,6 +88,22 @@ def test_images_are_put_out_for_the_eye(real_data, tmp_path):
     assert first != second
 
 
+def test_images_are_put_out_where_nothing_is_evaluated(real_data, tmp_path):
+    go(small(real_data, **{"data.eval": "none", "data.test": "test.parquet"}), tmp_path / "run")
+    assert not read(tmp_path / "run" / "metrics.jsonl", "eval")
+    shown = [record["shown"]["file"] for record in read(tmp_path / "run" / "metrics.jsonl", "shown")]
+    assert shown == ["images/epoch-0001.png", "images/epoch-0002.png"]
+    assert all((tmp_path / "run" / file).is_file() for file in shown)
+
+
+def test_options_of_a_job_are_laid_over_those_of_its_method():
+    job = small(Path("data"), "zskt").replace(**{"synthesis.options": {"width": 4}})
+    assert resolve(job).synthesis.options == {"width": 4, "last": "norm"}
+    assert resolve(resolve(job)).synthesis == resolve(job).synthesis
+    assert resolve(job.replace(**{"synthesis.options.last": "sigmoid"})).synthesis.options["last"] == "sigmoid"
+    assert resolve(job.replace(**{"synthesis.generator": "pixels"})).synthesis.options == {"width": 4}, "of another generator"
+
+
 @pytest.mark.slow
 @each_method
 def test_no_training_image_is_opened(method, real_data, tmp_path, monkeypatch):
