@@ -4,8 +4,8 @@
     raykd run jobs/cifar10_data_free.py:dfad ... --arg teacher=cifar_resnet32      # weights of the same
 
 No image is read to learn from: `data.test` alone is opened, to measure teacher and student. The settings are small ones for a
-CPU, `--set launch.backend=local` for one process; they were written down, not tuned, and no accuracy has been measured with
-them yet. The papers train for hours on a GPU. Grids of what the generator makes are in the run folder, `images/`.
+CPU, `--set launch.backend=local` for one process; they were written down, not tuned, and what they reach is in
+docs/results.md: little more than chance. The papers train for hours on a GPU. Grids of what the generator makes are in the run folder, `images/`.
 """
 
 from raykd import Data, Job, Loss, Student, Teacher, Training
