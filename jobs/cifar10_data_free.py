@@ -5,7 +5,8 @@
 
 No image is read to learn from: `data.test` alone is opened, to measure teacher and student. The settings are small ones for a
 CPU, `--set launch.backend=local` for one process; they were written down, not tuned, and what they reach is in
-docs/results.md: little more than chance. The papers train for hours on a GPU. Grids of what the generator makes are in the run folder, `images/`.
+docs/results.md: little more than chance. The papers train for hours on a GPU. Grids of what the generator makes are in the run
+folder, `images/`.
 """
 
 from raykd import Data, Job, Loss, Student, Teacher, Training
