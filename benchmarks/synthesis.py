@@ -63,7 +63,6 @@ def measure(
 @contextlib.contextmanager
 def started(job: Job, known: Facts, plans: list[Plan], cpus: int) -> Iterator[list[Any]]:
     """A Ray cluster of its own with a job's synthesizers."""
-
     with cluster.here(num_cpus=cpus):
         handles = synthesizers.start(job, plans, known)
         try:

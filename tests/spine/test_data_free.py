@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from jobs import mnist_data_free
-from raykd.config import Augmentation, Launch, Loss, Synthesis, Teacher
+from raykd.config import Augmentation, Job, Launch, Loss, Synthesis, Teacher
 from raykd.data import sets, splits
 from raykd.errors import Interrupted
 from raykd.launch import hosts
@@ -126,11 +126,9 @@ def test_no_training_image_is_opened(method, real_data, tmp_path, monkeypatch):
     assert said["data"]["train"] == "none"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method, at", [("dafl", 3), ("dfad", 4), ("dfad", 5), ("zskt", 3)])
-def test_resume_is_exact(method, at, real_data, tmp_path, monkeypatch):
-    """Stopped within a round and between two: the same images, the same student, generator and momenta, bit for bit."""
-    job, whole, cut = small(real_data, method), tmp_path / "whole", tmp_path / "cut"
+def stopped_and_resumed(job: Job, at: int, folder: Path, monkeypatch) -> tuple[Path, Path]:
+    """A whole run, and one that is stopped at a batch and resumed: the same steps, the same end, bit for bit."""
+    whole, cut = folder / "whole", folder / "cut"
     go(job, whole)
     honest = Synthesizer.batch
 
@@ -148,6 +146,14 @@ def test_resume_is_exact(method, at, real_data, tmp_path, monkeypatch):
     go(job, cut, resume=True)
     assert trace(cut) == trace(whole)
     assert_equal_states(final_state(whole), final_state(cut))
+    return whole, cut
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, at", [("dafl", 3), ("dfad", 4), ("dfad", 5), ("zskt", 3)])
+def test_resume_is_exact(method, at, real_data, tmp_path, monkeypatch):
+    """Stopped within a round and between two: the same images, the same student, generator and momenta, bit for bit."""
+    whole, cut = stopped_and_resumed(small(real_data, method), at, tmp_path, monkeypatch)
     assert any("feed.generator" in name for name in final_state(cut))
     one, other = ([read(folder / "metrics.jsonl", "step"), read(folder / "metrics.jsonl", "eval")] for folder in (whole, cut))
     assert [step.get("images_terms") for step in one[0]] == [step.get("images_terms") for step in other[0]]

@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from raykd.config import Loss, Synthesis
 from raykd.data.keys import derive
 from raykd.data.splits import open_data
-from raykd.errors import Interrupted
-from raykd.launch import hosts
 from raykd.launch import settings as checked
 from raykd.launch.assembly import facts
 from raykd.launch.checks import inspect
@@ -21,11 +19,10 @@ from raykd.models.generators import Pixels
 from raykd.resolve import resolve
 from raykd.roles.network import Tapped, build
 from raykd.roles.recorder import read
-from raykd.roles.synthesizer import Synthesizer
 from raykd.schemes.data_free import NO_LABEL, Made
 from raykd.signals import Signal
 from tests.spine.small import assert_equal_states, final_state, go, trace
-from tests.spine.test_data_free import small
+from tests.spine.test_data_free import small, stopped_and_resumed
 
 STEPS, BATCH, KEPT, EACH = 8, 16, 4, 2  # KEPT: of each batch, what is read with real=0.25
 
@@ -33,9 +30,8 @@ STEPS, BATCH, KEPT, EACH = 8, 16, 4, 2  # KEPT: of each batch, what is read with
 def few(root, **settings):
     """The teacher of MNIST, two images of each class to learn from: four rounds of two steps."""
     spec = Synthesis(student_steps=2, steps_per_epoch=STEPS // 2, show=8, real=KEPT / BATCH)
-    own = {"data.train": "train.parquet", "data.per_class": EACH, "losses": {"kimura": Loss("kimura")}, "synthesis": spec}
     job = small(root).replace(losses={"kimura": Loss("kimura")}, synthesis=spec)
-    return job.replace(**{k: v for k, v in own.items() if k.startswith("data.")} | settings)
+    return job.replace(**{"data.train": "train.parquet", "data.per_class": EACH} | settings)
 
 
 @pytest.fixture
@@ -149,24 +145,7 @@ def test_placement_never_changes_the_result(real_data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [3, 4])
 def test_resume_is_exact(at, real_data, tmp_path, monkeypatch):
-    job, whole, cut = few(real_data), tmp_path / "whole", tmp_path / "cut"
-    go(job, whole)
-    honest = Synthesizer.batch
-
-    def stopping(self, number):
-        if number == at:
-            (cut / "STOP").touch()
-        return honest(self, number)
-
-    monkeypatch.setattr(hosts, "STOP_POLL_S", 0.0)
-    monkeypatch.setattr(Synthesizer, "batch", stopping)
-    with pytest.raises(Interrupted):
-        go(job, cut)
-    monkeypatch.setattr(Synthesizer, "batch", honest)
-    assert at <= len(trace(cut)) < STEPS
-    go(job, cut, resume=True)
-    assert trace(cut) == trace(whole)
-    assert_equal_states(final_state(whole), final_state(cut))
+    stopped_and_resumed(few(real_data), at, tmp_path, monkeypatch)
 
 
 def test_without_a_share_nothing_is_read(real_data):
