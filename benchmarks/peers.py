@@ -233,9 +233,11 @@ def real(scene: Scene, models: Sequence[str], rounds: int, steps: int) -> Iterat
 
 def _real_job(scene: Scene, models: Sequence[str], kind: str) -> Job:
     plain = scene_job(scene, None)
+    training = dataclasses.replace(plain.training, grad_norms_every=0)  # else one of a turn's few steps has two backwards more
     peers = {f"{kind}{i}": Peer(model=model) for i, model in enumerate(models)}
     losses = {} if kind == ALONE else {"dml": Loss("dml")}
-    return resolve(dataclasses.replace(plain, name="peers", student=Student(), peers=peers, losses=losses, ce_weight=1.0))
+    peer = dataclasses.replace(plain, name="peers", student=Student(), peers=peers, losses=losses, ce_weight=1.0)
+    return resolve(dataclasses.replace(peer, training=training))
 
 
 def _real_row(models: str, count: int, cores: int, found: Turns) -> dict[str, Any]:

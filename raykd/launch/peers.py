@@ -143,6 +143,7 @@ class Watch:
                 num_gpus=launch.gpus,
                 resources=dict(launch.resources) or None,
                 max_concurrency=1000,
+                enable_task_events=False,  # one a call: the control store would hold a row for each step
                 scheduling_strategy=ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(this.placement),
             ).remote(self.group, this.names, rank)
             for rank in range(launch.workers)

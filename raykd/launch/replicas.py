@@ -220,6 +220,7 @@ def _actor(job: Job, names: tuple[str, ...], own_name: str) -> Any:
         max_restarts=specs[0].max_restarts,
         max_task_retries=0,
         max_concurrency=1000,
+        enable_task_events=False,  # one a call: the control store would hold a row for each step
         scheduling_strategy="SPREAD",
         runtime_env=role_env(job, gpus),
     )
