@@ -18,12 +18,12 @@ from types import ModuleType
 from typing import Any
 
 from raykd.errors import ConfigError, near
-from raykd.signals import BASE_KINDS, PLAIN_NAMES, SOURCES, VIEWS, Derived, Parameter, parse, takes_layer
+from raykd.signals import BASE_KINDS, PLAIN_NAMES, REAL, SOURCES, VIEWS, Derived, Parameter, parse, takes_layer
 
 PACKAGE = Path(__file__).parent
 RESERVED = ("weight", "ce_weight", "schedule")
 IMAGES_LOSS, IMAGES_CLASS = "images_loss", "Images"  # of a method that makes the images it learns from
-HOOKS = ("prepare", "before_forward", "after_forward", "step", "on_epoch", "targets", "views", "stages")
+HOOKS = ("prepare", "before_forward", "after_forward", "step", "on_epoch", "targets", "critics", "views", "stages")
 
 
 class REQUIRED:  # a class, so that it is the same object after a pickle's journey
@@ -62,6 +62,7 @@ class Method:
     attribute: str
     accepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     images: Method | None = None  # what made images minimise: `images_loss`, or class Images, of the same file
+    judged: tuple[str, ...] = ()  # what the hook `critics` of made images is called with
 
     @property
     def teacher_role(self) -> str | None:
@@ -86,6 +87,11 @@ class Method:
         """The parameters that are signals."""
         found = (parse(name, derived()) for name in self.parameters if name not in PLAIN_NAMES)
         return tuple(p for p in found if p is not None)
+
+    @property
+    def reads_real(self) -> bool:
+        """Whether the images it makes are made beside training images."""
+        return self.images is not None and any(name in REAL for name in (*self.images.parameters, *self.images.judged))
 
     def defaults(self) -> dict[str, Any]:
         """The options' defaults."""
@@ -220,6 +226,7 @@ def _parse(slug: str, path: Path, module: str, attribute: str, class_name: str =
         attribute=attribute,
         accepts={name: tuple(a.arg for a in node.args.kwonlyargs) for name, node in parts.items() if node is not None},
         images=images,
+        judged=_positional(functions["critics"])[1:] if attribute == IMAGES_LOSS and "critics" in functions else (),
     )
 
 

@@ -265,9 +265,10 @@ def resolve(job: Job) -> Job:
     if training.ema is None and any("ema" in m.roles or any("ema" in (p.view or "") for p in m.signals) for m in methods):
         training = dataclasses.replace(training, ema=EMA_DECAY)
     synthesis = _synthesis(job.synthesis, methods)
+    reads = bool(synthesis.real) or any(m.reads_real for m in methods)
     return dataclasses.replace(
         job,
-        data=_resolve_data(job.data if synthesis.real else _without_images(job.data, methods)),
+        data=_resolve_data(job.data if reads else _without_images(job.data, methods)),
         student=_branched(_resolve_weights(job.student, job.data), methods, "student"),
         teachers={name: _resolve_weights(teacher, job.data) for name, teacher in job.teachers.items()},
         peers={n: _branched(_resolve_weights(p, job.data), methods, f"peers.{n}") for n, p in job.peers.items()},

@@ -26,7 +26,8 @@ LIST_ROLES = ("teachers", "peers")
 SOURCES = {"teacher": "teachers", "teachers": "teachers", "peer": "peers", "peers": "peers"}  # role -> the job's room of it
 BASE_KINDS = ("logits", "feature", "embedding", "input_grad", "norm")
 
-MADE = ("targets", "normalised_images")  # of images that are made: what the method drew for each; as the data are normalised
+REAL = ("real_images", "real_labels")  # beside images that are made: as many training images, floats in 0..1, their classes
+MADE = ("targets", "normalised_images", *REAL)  # of images that are made: what the method drew for each; as data are normalised
 
 # Values a loss may ask for beside signals: fields of the batch, keyed randomness, facts of the training set, time.
 FIELDS = ("images", "labels", "sample_index", "mask", "latents", *MADE)

@@ -15,7 +15,7 @@ from raykd import catalogue, models
 from raykd.config import Job, Network, Teacher
 from raykd.data.batches import Batch, from_recipe
 from raykd.data.splits import has_split, open_data
-from raykd.errors import ConfigError, ModelError
+from raykd.errors import ConfigError, DataError, ModelError
 from raykd.exchange import codec as codecs
 from raykd.exchange.asking import Ask, Asks
 from raykd.exchange.sources import InlineSource, LocalSource, Source
@@ -95,12 +95,31 @@ def makes_images(job: Job) -> bool:
     return any(catalogue.method(loss.method).images is not None for loss in job.losses.values())
 
 
+def reads_images(job: Job) -> bool:
+    """Whether a job that makes its own images reads training images beside: a share of each batch, or as its method wants."""
+    methods = (catalogue.method(loss.method) for loss in job.losses.values())
+    return bool(job.synthesis.real) or any(m.reads_real for m in methods)
+
+
+def check_beside(job: Job, known: Facts) -> None:
+    """Whether training images are as those that are made beside them.
+
+    Raises:
+        DataError: they are of another shape, or cannot be read.
+    """
+    shape = job.data.augmentation.out_shape(open_data(job.data, "train", job.data_seed).shape)
+    if shape != known.shape:
+        raise DataError(
+            f"data.train: expected images of {known.shape}, as those that are measured on and made, got {shape}. Set data.size."
+        )
+
+
 def real_data(job: Job) -> str:
     """What a job that makes its own images knows of real ones beside those it is measured on; its method says the rest."""
     methods = (catalogue.method(loss.method) for loss in job.losses.values())
     said = [m.synthesis.get("real_data") for m in methods if m.images is not None]
     known = [str(word) for word in said if word]
-    if job.synthesis.real:
+    if reads_images(job):
         data = job.data
         count = f"{data.per_class} a class" if data.per_class is not None else f"{data.limit or 'all'} of them"
         known.insert(0, f"training images ({count})")

@@ -22,7 +22,7 @@ from raykd.roles.optimisation import optimizer, rate
 from raykd.signals import EMA, SOURCES, VIEWS
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
-HEARD = ("prepare", "on_epoch", "stages", "targets", "before_forward", "after_forward", "step")  # hooks that a scheme calls
+HEARD = ("prepare", "on_epoch", "stages", "targets", "critics", "before_forward", "after_forward", "step")  # of a scheme
 SCHEMES = ("offline", "online", "data_free")
 SHARED = ("replicas", "inputs", "resources", "max_restarts", "on_loss", "codec")  # settings of an actor, not of a teacher
 
@@ -225,12 +225,16 @@ def synthesis(job: Job) -> list[str]:
         found.append(
             "data.test: expected images to measure on, which say how large the made ones are. Set data.test or data.eval."
         )
-    if job.data.augmentation != type(job.data.augmentation)():
+    spec, launch = job.synthesis, job.launch
+    reads = assembly.reads_images(job)
+    if job.data.augmentation != type(job.data.augmentation)() and not spec.real:
         found.append("data.augmentation: made images are not augmented. Leave it out.")
+    if job.data.augmentation.mixes:
+        found.append("data.augmentation: images read beside made ones are not mixed. Leave mixup and cutmix out.")
     for setting in ("limit", "per_class", "shard", "augmentation_epochs"):
-        if getattr(job.data, setting) is not None and not job.synthesis.real:
+        if getattr(job.data, setting) is not None and not reads:
             found.append(f"data.{setting}: it is of training images, and this job makes its own. Leave it out.")
-    if (job.data.holdout or job.data.noisy_labels) and not job.synthesis.real:
+    if (job.data.holdout or job.data.noisy_labels) and not reads:
         found.append(
             "data.holdout, data.noisy_labels: they are of training images, and this job makes its own. Leave them out."
         )
@@ -252,12 +256,13 @@ def synthesis(job: Job) -> list[str]:
             found.append(
                 f"losses.{name}: {method.slug} keeps something of each training image, and there are none. Use another."
             )
-    spec, launch = job.synthesis, job.launch
-    if spec.real:
-        if spec.mode == "bank" or launch.workers > 1:
-            found.append("synthesis.real: it is of one worker that makes images in turn. Set mode='lockstep', workers=1.")
+    if reads:
+        if spec.mode == "bank":
+            found.append("synthesis.mode: training images are read where images are made in turn. Set it to 'lockstep'.")
+        if spec.generator == "pixels" and launch.workers > 1:
+            found.append("launch.workers: pseudo examples are the batch of one worker. Set it to 1, or use a generator.")
         if not has_split(job.data, "train"):
-            found.append("data.train: expected images to read a share of, got none. Name some, or set synthesis.real=0.")
+            found.append("data.train: expected images to read beside made ones, got none. Name some.")
     if spec.mode == "bank":
         if spec.before:
             found.append("synthesis.before: a bank has no rounds before which to learn. Set it to 0, or mode='lockstep'.")

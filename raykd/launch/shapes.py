@@ -168,6 +168,7 @@ def bind(
             fields["images"] = torch.zeros((batch, *known.shape), dtype=torch.float32 if images else torch.uint8)
             fields["latents"] = torch.zeros((batch, job.synthesis.latent or 1))
             fields["normalised_images"] = torch.zeros((batch, *known.shape), requires_grad=images)
+            fields["real_images"], fields["real_labels"] = torch.zeros((batch, *known.shape)), fields["labels"]
             terms = _call(loss, fields, roles)
     except RaykdError:
         raise
@@ -205,6 +206,7 @@ def _call(loss: BoundLoss, fields: Mapping[str, Tensor], roles: Mapping[str, Any
     """The terms; None where the loss reads values."""
     try:
         with torch.enable_grad():
+            loss.critics(fields, 0, 0, 0)
             return loss({**fields, **loss.targets(fields["labels"], torch.Generator("cpu"))}, roles, 0, 0, 0)
     except SignalError as error:
         if error.__cause__ is None:

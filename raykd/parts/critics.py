@@ -12,13 +12,14 @@ from raykd.parts.parallel import gather
 
 
 class Critic(nn.Module):
-    """A scorer that updates itself: the learner's optimizer leaves it out, a method's `after_forward` calls `update`.
+    """A scorer that updates itself: other optimizers leave it out, a method's `after_forward` calls `update`.
 
     Its checkpoint holds Adam's state beside the weights. Scores may carry a student's gradient through it; only `update`
     moves its weights.
 
     Args:
-        layers: What scores, `[b ...]` to `[b 1]`. Without batch normalisation, so that a sample's score is its own.
+        layers: What scores, `[b ...]` to `[b 1]`, or to `[b k]`, several scores. Without batch normalisation, so that a
+            sample's score is its own.
         lr: Rate.
         betas: Decay of Adam's two moments, per update.
         weight_decay: Added to the gradient.
@@ -34,8 +35,8 @@ class Critic(nn.Module):
         self._weights = list(self.layers.parameters())
         self._adam = torch.optim.Adam(self._weights, lr=lr, betas=betas, weight_decay=weight_decay)
 
-    def forward(self, signal: Float[Tensor, "b *p"]) -> Float[Tensor, "b"]:
-        """One score a sample, of any size."""
+    def forward(self, signal: Float[Tensor, "b *p"]) -> Float[Tensor, "b *k"]:
+        """A score a sample, or several, of any size."""
         score: Tensor = self.layers(full(signal))
         return score.squeeze(1)
 

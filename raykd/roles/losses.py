@@ -67,7 +67,7 @@ class Plan:
 
     def reads(self, name: str) -> bool:
         """Whether it is called, or built, with a value of this name."""
-        return name in (*self.method.parameters, *self.method.build_parameters)
+        return name in (*self.method.parameters, *self.method.build_parameters, *self.method.judged)
 
     def asks(self, teacher: str) -> list[Signal]:
         """What it asks of a teacher."""
@@ -448,6 +448,22 @@ class BoundLoss(nn.Module):
         if "targets" not in self.plan.method.hooks or self.plan.method.attribute != catalogue.IMAGES_LOSS:
             return {}
         return {"targets": self.plan.method.imported().targets(self._called(), labels, generator)}
+
+    def critics(self, batch: Mapping[str, Tensor], epoch: int, step: int, rank: int) -> dict[str, Tensor]:
+        """What each critic of images that are made minimises, by its name in the Module: `[b]`; none without the hook.
+
+        Args:
+            batch: its fields, without a graph.
+            epoch: from 0.
+            step: the generator's, from 0.
+            rank: of this worker.
+        """
+        names = self.plan.method.judged
+        if not names:
+            return {}
+        values = {name: self._plain(name, batch, epoch, step, (rank, 0)) for name in names}
+        found: dict[str, Tensor] = self.plan.method.imported().critics(self._called(), **values)
+        return found
 
     def step(self, learner: Any, batch: Mapping[str, Tensor], signals: Mapping[str, Any]) -> None:
         """Runs the method's `step`, an update of its own, at the start of each training step."""

@@ -1,6 +1,7 @@
 """The synthesizer: a generator and what its images minimise; where there is no data, it makes the batches.
 
-round     generator steps:  z -> images -> signals of teachers and student -> images_loss -> generator
+round     generator steps:  z -> images -> critics, where there are any, learn them from training images
+                            -> signals of teachers and student -> images_loss -> generator
           student steps:    z -> images (fixed) -> an ordinary training step
 """
 
@@ -24,13 +25,14 @@ from raykd.errors import DivergenceError
 from raykd.exchange.bank import MadeBatch
 from raykd.models.generators import Generator, Pixels, reset
 from raykd.parts.views import local_view
+from raykd.roles.beside import Beside
 from raykd.roles.hearing import hear
 from raykd.roles.learner import shapes_of
 from raykd.roles.losses import BoundLoss, Plan
 from raykd.roles.meta import Route
 from raykd.roles.network import Facts, Tapped
-from raykd.roles.optimisation import optimizer, rate, sync_gradients
-from raykd.signals import CLASSIFIER, LOCAL, Signal, Signals
+from raykd.roles.optimisation import all_sum, optimizer, rate, sync_gradients
+from raykd.signals import CLASSIFIER, LOCAL, REAL, Signal, Signals
 
 Through = Callable[[Tensor, Mapping[str, tuple[Signal, ...]]], Mapping[str, Signals]]
 """Float images `[b c h w]` and the signals wanted of each teacher -> teacher -> signals that carry gradient to the images."""
@@ -77,6 +79,7 @@ class Synthesizer:
         device: where the generator lives.
         rank: of this worker.
         world: number of workers.
+        beside: training images, where a loss reads some.
     """
 
     def __init__(
@@ -88,9 +91,10 @@ class Synthesizer:
         device: torch.device,
         rank: int = 0,
         world: int = 1,
+        beside: Beside | None = None,
     ) -> None:
         self.job, self.plans, self.facts, self.device = job, list(plans), facts, device
-        self.rank, self.world, self.student = rank, world, student
+        self.rank, self.world, self.student, self.beside = rank, world, student, beside
         self.spec = job.synthesis
         self.dtype = torch.float64 if job.student.dtype == "float64" else torch.float32
         self.count = (job.training.batch_size or 1) // world
@@ -222,7 +226,8 @@ class Synthesizer:
         return report
 
     def _step(self, through: Through, number: int, epoch: int) -> dict[str, float]:
-        batch = self.draw("generator", number)
+        batch = self.draw("generator", number) | self._read(number)
+        judged = self._judge(batch, number, epoch)
         self.optimizer.zero_grad(set_to_none=True)
         drawn, keyed = self._targets("generator", number, batch["labels"]), self._views("generator", number)
         terms = self._terms(through, batch, batch["images"], drawn, keyed, (epoch, number, 0))
@@ -233,13 +238,37 @@ class Synthesizer:
         bad = float(not (bool(torch.isfinite(values).all()) and bool(torch.isfinite(norm))))
         flags = sync_gradients(self.parameters, torch.cat([values.new_tensor([bad]), values]))
         if flags[0] > 0:
-            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
-            raise DivergenceError(
-                f"Synthesis, round {self.rounds}: the images' loss or its gradient is not finite ({shown}); nothing was "
-                "updated and the last checkpoint is intact. Lower synthesis.lr or the factor of that term."
-            )
+            raise self._diverged("the images' loss or its gradient", terms, "synthesis.lr or the factor of that term")
         self.optimizer.step()
-        return dict(zip(terms, flags[1:].tolist()))
+        return judged | dict(zip(terms, flags[1:].tolist()))
+
+    def _read(self, number: int) -> dict[str, Tensor]:
+        """Training images beside the batch of a generator's step, where a loss reads some."""
+        if self.beside is None or not any(plan.reads(name) for plan in self.plans for name in REAL):
+            return {}
+        found = self.beside.read("generator", number, self.count)
+        return {"real_images": found["images"].to(self.device), "real_labels": found["labels"].to(self.device)}
+
+    def _judge(self, batch: Mapping[str, Tensor], number: int, epoch: int) -> dict[str, float]:
+        """Each critic of the images learns first: what it minimised by its name, the mean over the images of all workers."""
+        found: dict[str, float] = {}
+        fixed = {name: value.detach() for name, value in batch.items()}
+        for loss in self.losses.values():
+            for name, losses in loss.critics(fixed, epoch, number, self.rank).items():
+                mean = all_sum(losses.detach().double().sum() / (self.count * self.world))
+                if not bool(torch.isfinite(mean)):
+                    raise self._diverged("what a critic minimises", {name: mean}, "its rate")
+                critic: Any = getattr(loss.module, name)
+                critic.update(losses)
+                found[name] = float(mean)
+        return found
+
+    def _diverged(self, what: str, terms: Mapping[str, Tensor], lower: str) -> DivergenceError:
+        shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+        return DivergenceError(
+            f"Synthesis, round {self.rounds}: {what} is not finite ({shown}); it was not updated and the last checkpoint is "
+            f"intact. Lower {lower}."
+        )
 
     def make(self, through: Through, number: int, version: int = -1, maker: int = 0) -> MadeBatch:
         """A batch for the bank: `synthesis.steps` updates of generator, noise or pixels for these images alone.

@@ -10,7 +10,8 @@ Each of several workers has the same generator and images of its own; gradients 
 With a bank, synthesizers make batches beside the student (in actors of their own, each with teachers and a student as it was
 some steps ago), and the student draws from what they have made so far.
 
-Nothing is read to learn from, unless the job says what share of each batch is (`synthesis.real`).
+Nothing is read to learn from, unless the job says what share of each batch is (`synthesis.real`), or what images minimise is
+read beside training images.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torchvision.utils import save_image
 
 from raykd.config import Job
-from raykd.data.batches import Batch, make_batch
+from raykd.data.batches import Batch
 from raykd.data.batches import Plan as Order
 from raykd.data.keys import torch_generator
 from raykd.data.sets import DataSet
@@ -34,9 +35,10 @@ from raykd.exchange.bank import Bank, MadeBatch
 from raykd.exchange.sources import Source
 from raykd.exchange.through import through
 from raykd.models.generators import Pixels
+from raykd.roles.beside import Beside
 from raykd.roles.learner import Learner
 from raykd.roles.losses import Plan
-from raykd.roles.network import Facts, build, plain
+from raykd.roles.network import DTYPES, Facts, build, plain
 from raykd.roles.synthesizer import SynthesisReport, Synthesizer
 from raykd.signals import Signal, Signals
 
@@ -49,8 +51,8 @@ NO_LABEL = -100  # of a free image that nobody wanted to be of a class: no cross
 class Made:
     """The batches of a job that makes its own images: a Feed.
 
-    With training images beside, `synthesis.real` of each batch is read from these. Free pixels then begin as copies of some of
-    them, have no label, and stay between black and white where `synthesis.clip` says so.
+    With training images beside, `synthesis.real` of each batch is read from these, augmented as the job says. Free pixels then
+    begin as copies of some of them, have no label, and stay between black and white where `synthesis.clip` says so.
     """
 
     def __init__(
@@ -64,16 +66,17 @@ class Made:
         train: DataSet | None = None,
     ) -> None:
         self.job, self.learner, self.sources, self.order = job, learner, sources, order
-        self.train = train
         for source in sources.values():
             source.window = 1  # the next images are made by a generator that has learnt from this step
         student = plain(learner.student)
-        self.synthesizer = Synthesizer(job, plans, facts, student, learner.device, learner.rank, order.world)
+        dtype = DTYPES["float64" if job.student.dtype == "float64" else "float32"]
+        self._beside = Beside(train, job, learner.rank, order.world, dtype) if train is not None else None
+        self.synthesizer = Synthesizer(job, plans, facts, student, learner.device, learner.rank, order.world, self._beside)
         self._said = SynthesisReport()
         generator = self.synthesizer.generator
-        self._free = generator if train is not None and isinstance(generator, Pixels) else None
-        if self._free is not None:
-            self._free.become(self._read(len(self._free.pixels), torch_generator(job.seed, "pixels"))["images"])
+        self._free = generator if self._beside is not None and isinstance(generator, Pixels) else None
+        if self._beside is not None and self._free is not None:
+            self._free.become(self._beside.read("pixels", 0, len(self._free.pixels))["images"].to(learner.device))
 
     def first(self) -> Batch:
         """A batch for the probe before the training; binds the images' loss."""
@@ -84,23 +87,16 @@ class Made:
         """What the student sees at a step: images read, where there are any, then images made."""
         made = self.synthesizer.batch(step)
         count = len(made["labels"])
-        read = min(max(round((self.job.synthesis.real or 0.0) * count), 1), count - 1) if self.train is not None else 0
-        if not read:
+        share = self.job.synthesis.real or 0.0
+        read = min(max(round(share * count), 1), count - 1) if share else 0
+        if self._beside is None or not read:
             return Batch(made)
         if self._free is not None:
             made["labels"] = torch.full_like(made["labels"], NO_LABEL)
         keyed = torch_generator(self.job.seed, "real", step, self.learner.rank)
         rows = torch.randperm(count, generator=keyed)[: count - read]
-        return Batch({name: torch.cat([value, made[name][rows]]) for name, value in self._read(read, keyed).items()})
-
-    def _read(self, count: int, keyed: torch.Generator) -> dict[str, torch.Tensor]:
-        """Training images drawn at random, one as often as others: a batch with images float in 0..1."""
-        assert self.train is not None
-        turns = [torch.randperm(len(self.train), generator=keyed) for _ in range(-(-count // len(self.train)))]
-        found = make_batch(self.train, torch.cat(turns)[:count].numpy(), None, 0, 0)
-        images = found["images"].to(self.synthesizer.dtype) / 255
-        seeds = torch.zeros(count, dtype=torch.int32)
-        return {"images": images, "labels": found["labels"], "sample_index": found["sample_index"], "augmentation_seed": seeds}
+        real = self._beside.read("student", step, read, augmented=True)
+        return Batch({name: torch.cat([value, made[name][rows]]) for name, value in real.items()})
 
     def through(self, images: torch.Tensor, wanted: Mapping[str, tuple[Signal, ...]]) -> Mapping[str, Signals]:
         """What the teachers say of float images, with gradient back to these."""
@@ -128,7 +124,7 @@ class Made:
         Every worker calls it, as the teachers are asked; the first one writes.
         """
         found = self.synthesizer.show()
-        wanted = {teacher: (Signal("logits"),) for teacher in self.synthesizer.wanted}
+        wanted = {teacher: (Signal("logits"),) for teacher in self.synthesizer.wanted or self.job.teachers}
         with torch.no_grad():
             answers = self.through(found["images"].to(self.learner.device), wanted)
         said = torch.stack([own["logits"].float().softmax(-1).cpu() for own in answers.values()]).mean(0)
@@ -143,7 +139,7 @@ class Made:
         }
 
     def state(self) -> dict[str, Any]:
-        """Generator, its optimizer, connectors."""
+        """Generator, its optimizer, connectors, critics with their optimizers."""
         return self.synthesizer.state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:

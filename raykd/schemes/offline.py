@@ -47,7 +47,7 @@ from raykd.roles.optimisation import all_sum, world_size
 from raykd.roles.recorder import Recorder, read
 from raykd.roles.teacher import check_finite
 from raykd.schemes import data_free
-from raykd.signals import Signal, Signals
+from raykd.signals import REAL, Signal, Signals
 
 Batch = Mapping[str, Tensor]
 PROBE = "probe.json"  # shapes of the teachers' signals
@@ -234,7 +234,8 @@ def learning(rank: int, world: int, job: Job, sources: Mapping[str, Source], set
     torch.set_num_threads(job.launch.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.launch.tf32
     made = bool(setting.images)
-    train = None if made and not job.synthesis.real else open_data(job.data, "train", job.data_seed)
+    reads = not made or bool(job.synthesis.real) or any(plan.reads(name) for plan in setting.images for name in REAL)
+    train = open_data(job.data, "train", job.data_seed) if reads else None
     order = _order(job, setting.facts.num_samples if made or train is None else len(train), world, rank)
     device = pick_device(job.launch.device, job.launch.gpus)
     meeting = setting.meeting

@@ -38,7 +38,7 @@ from raykd.errors import SignalError
 
 SLUGS = sorted(set(METHODS) & set(ROWS))
 MEMBERS = {"NAME", "PAPER", "SECTION", "SCHEME", "LAYERS", "SPARSE", "BRANCHING", "Module"}
-MEMBERS |= {"images_loss", "Images", "SYNTHESIS", "targets"}
+MEMBERS |= {"images_loss", "Images", "SYNTHESIS", "targets", "critics"}
 MEMBERS |= {"prepare", "before_forward", "after_forward", "step", "on_epoch", "views", "stages"}
 RESERVED = {"weight", "ce_weight", "schedule"}
 

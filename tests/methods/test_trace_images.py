@@ -7,8 +7,10 @@ A row's `ROUNDS` lists settings as `TRACES` does (tracing.py), with `synthesis`:
 trains student and generator in place. `states` is (the student's Module's, the images' Module's) first state_dict, each empty
 where there is none; `made` has one dict a round: `images`, a batch for each step of the generator, and `student`, one for each
 step of the student. A batch has `latents` [b d], `labels` [b], `sample_index` [b], `epoch`, `step`, `generator`, fresh and
-seeded as the one the loss gets, and `draws()`, which makes one seeded as that of `targets`. The generator is called with
-latents and labels, in training mode, under torch.optim.Adam of rate `images_lr`; the student under plain SGD of rate `lr`.
+seeded as the one the loss gets, and `draws()`, which makes one seeded as that of `targets`. Where a method has `critics`, it
+has `real_images` [b c h w] and `real_labels`, one of the student only with a share that is read, and one of the student
+`rows`: the made images that stand behind the real ones. The generator is called with latents and labels, in training mode,
+under torch.optim.Adam of rate `images_lr` and the decays of `synthesis`; the student under plain SGD of rate `lr`.
 `signals(model, images)` takes images as they are made; where a setting has `norms`, those of a teacher have "norms" too: for
 each batch norm (mean and biased variance of the batch, running mean, running variance). `normalise(images)`, given to a loop
 that asks for it, is what the models get. Returned are state_dicts: `student`, `generator`, and of Modules `module` and
@@ -19,6 +21,7 @@ import copy
 import inspect
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import tracing
@@ -26,7 +29,9 @@ from method_rows import METHODS, ROWS, load_method, load_row
 from test_trace_learner import CE_WEIGHT, FACTS, LR, SEED, STAGES, WEIGHT, asked, connected, inline, learner_of
 
 from raykd.data.batches import Plan as Order
-from raykd.data.keys import torch_generator
+from raykd.data.keys import permutation, torch_generator
+from raykd.data.packaged import ArraySource
+from raykd.data.sets import StoredSet
 from raykd.exchange.sources import InlineSource, LocalSource
 from raykd.roles.losses import image_plans
 from raykd.schemes.data_free import Made
@@ -42,7 +47,29 @@ def normalise(images):
 
 
 def state_of(module):
-    return copy.deepcopy(module.state_dict()) if module is not None else {}
+    """Tensors alone: what a critic's optimizer remembers is seen in the steps that follow."""
+    state = copy.deepcopy(module.state_dict()) if module is not None else {}
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def pixels():
+    """The training images, uint8."""
+    rng = torch.Generator().manual_seed(7)
+    return torch.randint(256, (tracing.SAMPLES, 3, tracing.SIZE, tracing.SIZE), generator=rng, dtype=torch.uint8)
+
+
+def read(purpose, number, count):
+    """Part of a pass over the training images; the next passes are in other orders."""
+    rows = []
+    for place in range(number * count, (number + 1) * count):
+        turn, place = divmod(place, tracing.SAMPLES)
+        rows.append(int(permutation(SEED, turn, tracing.SAMPLES, f"beside {purpose}")[place]))
+    return {"real_images": pixels()[rows].double() / 255, "real_labels": tracing.DATASET_LABELS[rows]}
+
+
+def compares(slug):
+    """Whether a method's critics see training images."""
+    return hasattr(load_method(slug), "critics")
 
 
 def found(made, slug):
@@ -60,7 +87,9 @@ def really(job, learner, setting, slug, sources):
     order = Order(total * tracing.BATCH, tracing.BATCH, SEED, drop_last=True)
     norms = {name: [f"norms.{i}" for i in range(3)] for name in job.teachers} if setting.get("norms") else None
     images = image_plans(job, {"student": STAGES} | dict.fromkeys(job.teachers, STAGES), norms=norms)
-    made = Made(job, images, FACTS, learner, sources, order)
+    labels = tracing.DATASET_LABELS.numpy().astype(np.int64)
+    train = StoredSet(ArraySource(pixels().numpy(), labels, "traced"), num_classes=tracing.CLASSES, cache="none")
+    made = Made(job, images, FACTS, learner, sources, order, train if compares(slug) else None)
     first = made.first()
     learner.bind(first, asked(sources, first))
     before = copy.deepcopy(found(made, slug)), copy.deepcopy(made.synthesizer.generator)
@@ -82,7 +111,14 @@ def drawn(job, slug, turn):
         own = {"latents": latents, "labels": labels, "sample_index": torch.arange(tracing.BATCH) + number * tracing.BATCH}
         keyed = torch_generator(SEED, "loss", slug, step, 0, 0)
         draws = partial(torch_generator, SEED, "synthesis", "targets", purpose, number, 0)
-        return own | {"epoch": 0, "step": step, "generator": keyed, "draws": draws}
+        own |= {"epoch": 0, "step": step, "generator": keyed, "draws": draws}
+        if not compares(slug):
+            return own
+        if purpose == "generator":
+            return own | read(purpose, number, tracing.BATCH)
+        count = round(spec.real * tracing.BATCH)
+        rows = torch.randperm(tracing.BATCH, generator=torch_generator(SEED, "real", number, 0))[: tracing.BATCH - count]
+        return own | {"rows": rows} | (read(purpose, number, count) if count else {})
 
     making = range(turn * spec.generator_steps, (turn + 1) * spec.generator_steps)
     learning = range(turn * spec.student_steps, (turn + 1) * spec.student_steps)

@@ -148,15 +148,30 @@ def test_resume_is_exact(at, real_data, tmp_path, monkeypatch):
     stopped_and_resumed(few(real_data), at, tmp_path, monkeypatch)
 
 
+def test_what_is_read_is_augmented_as_the_job_says(real_data, tmp_path, seen):
+    """The same images in other views, new ones in each pass; what is made and what it began as stay as they are."""
+    job = few(real_data, **{"data.augmentation.crop": 4, "training.max_steps": 6})
+    go(job, tmp_path / "run")
+    spec = resolve(job)
+    train = open_data(spec.data, "train", spec.data_seed)
+    images = torch.from_numpy(train.read(list(range(len(train))))) / 255
+    assert all(rows_of(seen[0]["free"], images)), "pseudo examples begin as they are"
+    first, sixth = seen[1], seen[6]
+    assert {int(i) for batch in seen[1:6] for i in batch["sample_index"][:KEPT]} == set(range(10 * EACH)), "each once a pass"
+    assert sum(not rows for batch in seen[1:6] for rows in rows_of(batch["images"][:KEPT], images)) > EACH * KEPT
+    keys = {"epoch": first["augmentation_seed"][:KEPT], "next": sixth["augmentation_seed"][:KEPT]}
+    assert {name: set(value.tolist()) for name, value in keys.items()} == {"epoch": {0}, "next": {1}}
+
+
 def test_without_a_share_nothing_is_read(real_data):
     with pytest.raises(ValueError, match=r"data.train: this job makes its own images"):
         resolve(few(real_data, **{"synthesis.real": 0.0}))
 
 
 FAULTS = {
-    "synthesis.real: it is of one worker that": {"synthesis.mode": "bank"},
-    "synthesis.real: it is": {"launch.workers": 2},
-    "data.augmentation: made images": {"data.augmentation.flip": True},
+    "synthesis.mode: training images are read where": {"synthesis.mode": "bank"},
+    "launch.workers: pseudo examples are": {"launch.workers": 2},
+    "data.augmentation: images read beside made ones are not mixed": {"data.augmentation.mixup": 0.4},
 }
 
 
@@ -169,7 +184,7 @@ def test_what_such_a_job_cannot_have(told, real_data):
 def test_a_share_of_nothing_is_a_fault(real_data):
     job = few(real_data)
     found = checked.synthesis(resolve(replace(job, data=replace(job.data, train="none"))))
-    assert [fault.split(",")[0] for fault in found] == ["data.train: expected images to read a share of"]
+    assert [fault.split(",")[0] for fault in found] == ["data.train: expected images to read beside made ones"]
     assert inspect(job.replace(**{"data.train": None})).faults
 
 
