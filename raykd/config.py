@@ -271,6 +271,7 @@ class Synthesis:
     before: Natural | None = None  # updates of the generator before the first round (mode="lockstep")
     generator_steps: Natural | None = None  # updates of the generator in each round; 0: what it learnt before is all
     student_steps: Count | None = None  # steps of the student in each round
+    noise: Literal["step", "round"] | None = None  # round: one draw for all steps of generator and student in it (lockstep)
     optimizer: str | None = None  # of the generator: torch.optim or timm by name
     lr: Positive | None = None
     betas: tuple[Share, Share] | None = None

@@ -71,6 +71,7 @@ SYNTHESIS: Mapping[str, Any] = {
     "before": 0,
     "generator_steps": 1,
     "student_steps": 1,
+    "noise": "step",
     "optimizer": "adam",
     "lr": 1e-3,
     "betas": (0.9, 0.999),

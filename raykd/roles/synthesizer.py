@@ -3,6 +3,8 @@
 round     generator steps:  z -> images -> critics, where there are any, learn them from training images
                             -> signals of teachers and student -> images_loss -> generator
           student steps:    z -> images (fixed) -> an ordinary training step
+
+z is new at each of these steps, or one for all of a round (`synthesis.noise`).
 """
 
 from __future__ import annotations
@@ -186,10 +188,17 @@ class Synthesizer:
 
     def draw(self, purpose: str, number: int) -> dict[str, Tensor]:
         """A batch: `latents`, `labels` (wanted classes) and their `images` `[b c h w]` float, with the generator's graph."""
-        keyed = torch_generator(self.job.seed, "synthesis", purpose, number, self.rank)
+        keyed = torch_generator(self.job.seed, "synthesis", *self._key(purpose, number), self.rank)
         latents = torch.randn(self.count, self.spec.latent or 1, generator=keyed).to(self.device, self.dtype)
         labels = torch.randint(self.facts.num_classes, (self.count,), generator=keyed).to(self.device)
         return {"latents": latents, "labels": labels, "images": self.generator(latents, labels)}
+
+    def _key(self, purpose: str, number: int) -> tuple[str, int]:
+        """What a batch's noise is keyed by: the step it is for, or the round which that step is in."""
+        before, steps = self.spec.before or 0, {"generator": self.spec.generator_steps, "student": self.spec.student_steps}
+        if self.spec.noise != "round" or purpose not in steps or (purpose == "generator" and number < before):
+            return purpose, number
+        return "round", (number - before if purpose == "generator" else number) // (steps[purpose] or 1)
 
     def learn(self, through: Through, time: float) -> SynthesisReport:
         """The generator's steps of one round; of the first round, those before it too.
@@ -422,9 +431,10 @@ class Synthesizer:
     def batch(self, number: int) -> dict[str, Tensor]:
         """A batch for the student's step `number`: images float, labels as wanted, `sample_index` and `augmentation_seed`."""
         self.generator.train()
-        torch.manual_seed(derive(self.job.seed, "student batch", number, self.rank))
+        _, own = self._key("student", number)
+        torch.manual_seed(derive(self.job.seed, "student batch", own, self.rank))
         drawn = self.draw("student", number)
-        index = torch.arange(self.count, dtype=torch.int64) + (number * self.world + self.rank) * self.count
+        index = torch.arange(self.count, dtype=torch.int64) + (own * self.world + self.rank) * self.count
         return {
             "images": drawn["images"].detach().cpu(),
             "labels": drawn["labels"].cpu(),

@@ -105,20 +105,22 @@ def drawn(job, slug, turn):
     spec = job.synthesis
 
     def batch(purpose, number, step):
-        keyed = torch_generator(SEED, "synthesis", purpose, number, 0)
+        own = ("round", turn) if spec.noise == "round" else (purpose, number)
+        keyed = torch_generator(SEED, "synthesis", *own, 0)
         latents = torch.randn(tracing.BATCH, spec.latent, generator=keyed).double()
         labels = torch.randint(tracing.CLASSES, (tracing.BATCH,), generator=keyed)
-        own = {"latents": latents, "labels": labels, "sample_index": torch.arange(tracing.BATCH) + number * tracing.BATCH}
+        place = turn if spec.noise == "round" else number
+        found = {"latents": latents, "labels": labels, "sample_index": torch.arange(tracing.BATCH) + place * tracing.BATCH}
         keyed = torch_generator(SEED, "loss", slug, step, 0, 0)
         draws = partial(torch_generator, SEED, "synthesis", "targets", purpose, number, 0)
-        own |= {"epoch": 0, "step": step, "generator": keyed, "draws": draws}
+        found |= {"epoch": 0, "step": step, "generator": keyed, "draws": draws}
         if not compares(slug):
-            return own
+            return found
         if purpose == "generator":
-            return own | read(purpose, number, tracing.BATCH)
+            return found | read(purpose, number, tracing.BATCH)
         count = round(spec.real * tracing.BATCH)
         rows = torch.randperm(tracing.BATCH, generator=torch_generator(SEED, "real", number, 0))[: tracing.BATCH - count]
-        return own | {"rows": rows} | (read(purpose, number, count) if count else {})
+        return found | {"rows": rows} | (read(purpose, number, count) if count else {})
 
     making = range(turn * spec.generator_steps, (turn + 1) * spec.generator_steps)
     learning = range(turn * spec.student_steps, (turn + 1) * spec.student_steps)

@@ -257,3 +257,22 @@ def test_the_probe_leaves_the_student_alone():
     made.bind(lambda images, wanted: {"lenet5": {"logits": images.flatten(1)[:, :10]}})
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert student.training
+
+
+@pytest.mark.parametrize("noise", ["step", "round"])
+def test_one_draw_of_noise_at_each_step_or_in_each_round(noise):
+    job = resolve(small(Path("data"), "zskt").replace(**{"synthesis.before": 3, "synthesis.generator_steps": 2}))
+    assert job.synthesis.noise == "round", "as the paper says"
+    facts = Facts(64, 10, (1, 28, 28), "mnist")
+    made = Synthesizer(job.replace(**{"synthesis.noise": noise}), [], facts, torch.nn.Identity(), torch.device("cpu"))
+    before, first, second = ([made.draw("generator", n)["latents"] for n in own] for own in (range(3), (3, 4), (5, 6)))
+    seen = [made.batch(step) for step in range(4)]
+    same = noise == "round"
+    assert len({tuple(z.flatten().tolist()) for z in (*before, *first, *second)}) == (5 if same else 7)
+    for round_, noises in enumerate((first, second)):
+        one, other = seen[2 * round_ : 2 * round_ + 2]
+        assert torch.equal(*noises) == same
+        assert torch.equal(noises[0], made.draw("student", 2 * round_)["latents"]) == same
+        assert torch.equal(one["images"], other["images"]) == same
+        assert torch.equal(one["sample_index"], other["sample_index"]) == same
+    assert not torch.equal(seen[1]["images"], seen[2]["images"])

@@ -19,6 +19,7 @@ SYNTHESIS = {
     "latent": 100,
     "generator_steps": 1,
     "student_steps": 10,
+    "noise": "round",
     "lr": 1e-3,
     "scheduler": "cosine",
     "student_mode": "train",
@@ -71,7 +72,8 @@ def zskt_loss(
         The authors' code averages the divergence over classes too, and squares the distance of the maps, so that its two
         terms weigh other shares than the paper's. They report about 2 points by the attention term. Gradients of student and
         generator are clipped to a norm of 5 in their code: set training.clip_norm for the student; the generator's are not
-        clipped here. Their student takes its steps on one batch a round, ours on a new one each.
+        clipped here. One draw of noise is a round's: the student's steps are all on the images that the generator makes of it
+        after its own.
     """
     check_choice("zskt", mode=mode, known=("code", "paper"))
     check_axes("zskt", student_logits=(student_logits, "b c"), teacher_logits=(teacher_logits, "b c"))

@@ -128,12 +128,13 @@ def rounds(
     learning = torch.optim.SGD(student.parameters(), lr=lr)
     making = torch.optim.Adam(generator.parameters(), lr=images_lr)
     for turn in made:
-        for batch in turn["images"]:
+        batch = turn["student"][0]  # of the round
+        for _ in turn["images"]:
             images = generator(batch["latents"], batch["labels"])
             making.zero_grad()
             (-beliefs(signals(student, images), signals(teacher, images))).backward()
             making.step()
-        for batch in turn["student"]:
+        for _ in turn["student"]:
             images = generator(batch["latents"], batch["labels"]).detach()
             said, wanted = signals(student, images), signals(teacher, images)
             loss = beliefs(said, wanted)
