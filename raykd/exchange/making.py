@@ -48,6 +48,7 @@ class Far:
     restart_s: float
     retries: int = 0
     _under_way: dict[Any, tuple[int, Any, int]] = field(default_factory=dict)  # reference -> number, student, handle
+    _later: list[tuple[float, int, Any]] = field(default_factory=list)  # when to ask again, number, student
 
     @property
     def room(self) -> int:
@@ -57,7 +58,7 @@ class Far:
     @property
     def asked(self) -> list[int]:
         """Numbers of the batches under way."""
-        return [number for number, _, _ in self._under_way.values()]
+        return [number for number, _, _ in self._under_way.values()] + [number for _, number, _ in self._later]
 
     def snapshot(self, version: int, weights: Mapping[str, torch.Tensor]) -> Kept:
         """Puts a student's weights where synthesizers find them."""
@@ -80,17 +81,29 @@ class Far:
         """
         started = time.monotonic()
         while True:
+            self._again()
             refs = list(self._under_way)
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=0) if refs else ([], [])
             found = [batch for ref in done if ref in self._under_way and (batch := self._come(ref)) is not None]
-            if found or not wait or not self._under_way:
+            if found or not wait or not self.asked:
                 return found
             if time.monotonic() - started > self.timeout_s + self.restart_s:
                 raise SourceError(
                     f"Synthesizers: expected a batch within {self.timeout_s + self.restart_s:g} s, got none. The last "
                     "checkpoint is intact; look at their logs, lower synthesis.steps, raise launch.request_timeout_s, resume."
                 )
-            ray.wait(list(self._under_way), num_returns=1, timeout=SLICE_S)
+            pause = min([SLICE_S, *(max(due - time.monotonic(), 0.0) for due, _, _ in self._later)])
+            if self._under_way:
+                ray.wait(list(self._under_way), num_returns=1, timeout=pause)
+            else:
+                time.sleep(pause)
+
+    def _again(self) -> None:
+        """Asks once more for what is due."""
+        now = time.monotonic()
+        due, self._later = [e for e in self._later if e[0] <= now], [e for e in self._later if e[0] > now]
+        for _, number, student in due:
+            self.ask(number, student)
 
     def _come(self, ref: Any) -> MadeBatch | None:
         number, student, place = self._under_way.pop(ref)
@@ -105,9 +118,9 @@ class Far:
             warnings.warn(f"A synthesizer is lost ({why}); batch {number} is made by another.", stacklevel=2)
             if isinstance(error, ActorDiedError):
                 self._gone(place, why)
-            else:
-                time.sleep(PATIENCE_S)  # Ray is starting it again
-            self.ask(number, student)
+                self.ask(number, student)
+            else:  # Ray is starting it again
+                self._later.append((time.monotonic() + PATIENCE_S, number, student))
             return None
 
     def _gone(self, place: int, why: str) -> None:
@@ -144,3 +157,4 @@ class Far:
     def close(self) -> None:
         """Forgets what is under way; the actors belong to the run's driver."""
         self._under_way.clear()
+        self._later.clear()
