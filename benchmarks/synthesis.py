@@ -39,6 +39,7 @@ SIDE = 32  # px
 SIZES, QUICK_SIZES = (1, 2, 4, 8, 16, 32), (1, 2)
 STEP_S = 0.2
 UPDATES, UPDATE_S = 2, 1.0  # of a simulated synthesizer, for each batch
+SLEEPS = UPDATES + 1  # of its teacher for each batch: it says what it sees in the images at last
 REAL_BATCH, QUICK_BATCH = 128, 16  # images
 REAL_UPDATES, WIDTH = 10, 16
 AHEAD, WARM_UP = 2, 2  # batches; of each synthesizer
@@ -159,7 +160,7 @@ def simulated(
             with tempfile.TemporaryDirectory(prefix="raykd-bank-") as place:
                 learner: Any = SimpleNamespace(step_count=0, rank=0, student=None)
                 feed = Banked(job, plans, known, learner, far, Order(BATCH * 10**6, BATCH, 0), Path(place))
-                yield _beside(feed, size, batches, step_s) | {"batch_s": UPDATES * update_s, "step_s": step_s}
+                yield _beside(feed, size, batches, step_s) | {"batch_s": SLEEPS * update_s, "step_s": step_s}
             while far.asked:
                 far.take(True)  # of the next row nobody is busy
 
@@ -185,7 +186,7 @@ def _beside(feed: Banked, size: int, batches: int, step_s: float) -> dict[str, A
     return {
         "makers": size,
         "batches_s": (made_end - made) / seconds,
-        "efficiency": (made_end - made) / seconds * UPDATES * _update_s(feed) / size,
+        "efficiency": (made_end - made) / seconds * SLEEPS * _update_s(feed) / size,
         "steps": steps,
         "step_ms": 1e3 * seconds / steps,
         "busy_share": steps * step_s / seconds,

@@ -3,14 +3,18 @@
     put(batch)     by whoever makes images; past `capacity` the least worth keeping goes
     draw(count)    images of any of them, as likely as their priority says
 
-What does not fit in memory is on disk, one Arrow file a batch, written beside and renamed: a file is whole or not there.
+What does not fit in memory is on disk, one Arrow file a batch, written beside and renamed: a file is whole or not there. Each
+image in it has a checksum; a batch of which something is damaged, or gone, is dropped with a warning when it is read.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import warnings
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,8 @@ from raykd.errors import ConfigError, DataError, near
 PRIORITIES = ("uniform", "recent", "hard")
 KEPT = 3  # checkpoints after which the files of a dropped batch go: an older one may be what a run resumes from
 HALF_LIFE = 64  # batches after which an image is half as likely to be drawn, with priority "recent"
+NOTES = {"label": np.int64, "seen": np.int64, "confidence": np.float32}  # what a file says of each image
+UNSEEN = -1  # class of an image of which nobody noted what teachers see in it
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class MadeBatch:
         loss: of the images, at the end.
         score: what makes it worth drawing, with priority "hard"; the disagreement of teacher and student, in nats.
         seconds: it took.
+        seen: [b] int64, the classes that teachers see in the images; empty where nobody noted it.
+        confidence: [b] float32, how sure they are, 0 to 1; empty where nobody noted it.
     """
 
     number: int
@@ -49,11 +57,23 @@ class MadeBatch:
     loss: float = 0.0
     score: float = 0.0
     seconds: float = 0.0
+    seen: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    confidence: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the images."""
         return self.images.nbytes
+
+    @property
+    def notes(self) -> dict[str, NDArray[Any]]:
+        """What its file says of each image, by column."""
+        found: dict[str, NDArray[Any]] = {"label": self.labels, "seen": self.seen, "confidence": self.confidence}
+        return {name: value.astype(NOTES[name], copy=False) for name, value in found.items() if len(value)}
+
+
+class _Damaged(Exception):
+    """What is wrong with a file, without a full stop."""
 
 
 class Bank:
@@ -74,7 +94,7 @@ class Bank:
         self._written: set[int] = set()  # numbers whose files are of these batches, not of a start that was cut off
         self._held = 0
         self._old: list[list[Path]] = [[]]  # files of dropped batches, by the checkpoint since which nobody needs them
-        self.spilled = self.dropped = 0
+        self.spilled = self.dropped = self.damaged = 0
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -105,10 +125,17 @@ class Bank:
             images [b c h w] uint8, labels [b] int64, sample_index [b] int64 (batch number and place in it).
 
         Raises:
-            DataError: the bank is empty, or a file has gone or is damaged.
+            DataError: the bank is empty, or a file cannot be read.
         """
-        if not self._batches:
-            raise DataError("bank: expected images to draw from, got none yet.")
+        while True:
+            if not self._batches:
+                raise DataError("bank: expected images to draw from, got none yet.")
+            try:
+                return self._draw(count, generator)
+            except _Damaged as error:
+                self._lose(*error.args)
+
+    def _draw(self, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         order = list(self._batches)
         weights = self._weights(order)
         chosen = torch.multinomial(weights, count, replacement=True, generator=generator)
@@ -118,7 +145,7 @@ class Bank:
         for place in chosen.unique().tolist():
             batch, where = self._batches[order[place]], (chosen == place).nonzero().flatten()
             rows = (inside[where] * len(batch.labels)).long().tolist()
-            found = batch.images[rows] if batch.nbytes else _read(self._path(batch.number), rows)[0]
+            found = batch.images[rows] if batch.nbytes else self._read(batch.number, rows)[0]
             for i, row, image in zip(where.tolist(), rows, found):
                 images[i], labels[i], index[i] = image, batch.labels[row], batch.number * len(batch.labels) + row
         drawn = torch.from_numpy(np.stack(images))
@@ -133,54 +160,67 @@ class Bank:
             for path in self._old.pop(0):
                 path.unlink(missing_ok=True)
         keep = [(b.number, b.version, b.maker, b.loss, b.score, b.seconds) for b in self._batches.values()]
-        return {"batches": [list(entry) for entry in keep], "dropped": self.dropped, "spilled": self.spilled}
+        counts = {"dropped": self.dropped, "spilled": self.spilled, "damaged": self.damaged}
+        return {"batches": [list(entry) for entry in keep]} | counts
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continues from `state()`.
 
         Raises:
-            DataError: a file has gone or is damaged.
+            DataError: all files have gone or are damaged, or one cannot be read.
         """
         self._batches, self._held, self._old = {}, 0, [[]]
         self._written = {int(entry[0]) for entry in state["batches"]}
+        self.damaged = int(state.get("damaged", 0))
         for number, version, maker, loss, score, seconds in state["batches"]:
-            images, labels = _read(self._path(int(number)))
-            made = MadeBatch(int(number), images, labels, int(version), int(maker), loss, score, seconds)
+            try:
+                images, notes = self._read(int(number))
+            except _Damaged as error:
+                self._lose(*error.args)
+                continue
+            made = MadeBatch(int(number), images, notes.pop("label"), int(version), int(maker), loss, score, seconds, **notes)
             self._batches[made.number] = made
             self._held += made.nbytes
             self._fit(made.number)
         self.dropped, self.spilled = int(state["dropped"]), int(state["spilled"])
+        if state["batches"] and not self._batches:
+            raise DataError(f"bank {self.folder}: expected batches of images, got damaged files alone. Start the run anew.")
         known = {self._path(number).name for number in self._batches}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.name not in known:
                 path.unlink()
 
     def summary(self, num_classes: int, version: int) -> dict[str, Any]:
-        """Size, classes wanted, age of the snapshots in the student's steps, and how many were dropped or are on disk."""
+        """Size, what teachers see in all images by class, age of the snapshots in the student's steps, what went where."""
         counts = np.zeros(num_classes, np.int64)
         for batch in self._batches.values():
-            counts += np.bincount(batch.labels, minlength=num_classes)
+            counts += np.bincount(batch.seen, minlength=num_classes)
         ages = [version - b.version for b in self._batches.values() if b.version >= 0]
         return {
             "batches": len(self._batches),
-            "classes": counts.tolist(),
+            "bank_classes": counts.tolist(),
             "age_mean": float(np.mean(ages)) if ages else None,
             "age_max": max(ages, default=None),
             "dropped": self.dropped,
+            "damaged": self.damaged,
             "spilled": self.spilled,
             "held_bytes": self._held,
         }
 
-    def newest(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images and labels of the batches that came last, at most `count` images."""
-        images, labels = [], []
-        for number in reversed(self._batches):
-            batch = self._whole(number)
-            images.append(batch.images)
-            labels.append(batch.labels)
-            if sum(map(len, labels)) >= count:
+    def newest(self, count: int) -> dict[str, NDArray[Any]]:
+        """Of the batches that came last, at most `count` images: `images` and NOTES, UNSEEN and nan where nobody noted them."""
+        found: list[dict[str, NDArray[Any]]] = []
+        for number in reversed(list(self._batches)):
+            try:
+                batch = self._whole(number)
+            except _Damaged as error:
+                self._lose(*error.args)
+                continue
+            unknown = {"seen": np.full(len(batch.labels), UNSEEN), "confidence": np.full(len(batch.labels), np.nan, np.float32)}
+            found.append({"images": batch.images} | unknown | batch.notes)
+            if sum(len(own["label"]) for own in found) >= count:
                 break
-        return np.concatenate(images)[:count], np.concatenate(labels)[:count]
+        return {name: np.concatenate([own[name] for own in found])[:count] for name in ("images", *NOTES)}
 
     def _weights(self, order: list[int]) -> torch.Tensor:
         if self.priority == "recent":
@@ -202,6 +242,14 @@ class Bank:
         self._old[-1].append(self._path(number))
         self.dropped += 1
 
+    def _lose(self, number: int, why: str) -> None:
+        """Drops a batch whose file is damaged."""
+        warnings.warn(f"{why}. Batch {number} is dropped.", stacklevel=3)
+        self._batches.pop(number, None)
+        self._written.discard(number)
+        self._path(number).unlink(missing_ok=True)
+        self.damaged += 1
+
     def _fit(self, last: int) -> None:
         """Leaves in memory what fits there, and the last one."""
         for number in list(self._batches):
@@ -222,7 +270,7 @@ class Bank:
         batch = self._batches[number]
         if batch.nbytes:
             return batch
-        return _with(batch, _read(self._path(number))[0])
+        return _with(batch, self._read(number)[0])
 
     def _write(self, number: int) -> None:
         path, batch = self._path(number), self._batches[number]
@@ -230,9 +278,11 @@ class Bank:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
-        table = pa.table(
-            {"image": pa.array([image.tobytes() for image in batch.images], pa.binary()), "label": pa.array(batch.labels)}
-        ).replace_schema_metadata({"shape": ",".join(map(str, batch.images.shape[1:]))})
+        images, notes = [image.tobytes() for image in batch.images], batch.notes
+        sums = [_checksum(image, notes, row) for row, image in enumerate(images)]
+        columns = {"image": pa.array(images, pa.binary()), "crc32": pa.array(sums, pa.uint32())}
+        table = pa.table(columns | {name: pa.array(value) for name, value in notes.items()})
+        table = table.replace_schema_metadata({"shape": ",".join(map(str, batch.images.shape[1:]))})
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         os.replace(part, path)
@@ -241,20 +291,44 @@ class Bank:
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}.arrow"
 
+    def _read(self, number: int, rows: list[int] | None = None) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
+        """Images and notes of a batch on disk, or of these rows of it; of the others nothing is read.
+
+        Raises:
+            _Damaged: its number, and what is wrong. DataError: the file cannot be read now.
+        """
+        path = self._path(number)
+        try:
+            with pa.memory_map(str(path)) as source:
+                table = pa.ipc.open_file(source).read_all()
+                table.validate(full=True)
+                table = table if rows is None else table.take(rows)
+                shape = tuple(int(n) for n in table.schema.metadata[b"shape"].decode().split(","))
+                raw = [value.as_py() for value in table["image"]]
+                images = np.stack([np.frombuffer(image, np.uint8).reshape(shape) for image in raw])
+                there = ["label", *(name for name in ("seen", "confidence") if name in table.column_names)]
+                notes = {name: table[name].to_numpy().astype(NOTES[name]) for name in there}
+                sums = table["crc32"].to_pylist() if "crc32" in table.column_names else []  # older files have none
+        except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):  # of the machine, not of the file
+                raise DataError(f"bank file {path}: expected a batch of images, got {error}. Resume the run.") from None
+            raise _Damaged(number, f"bank file {path}: expected a batch of images, got {error}") from None
+        for i, wanted in enumerate(sums):
+            if _checksum(raw[i], notes, i) != wanted:
+                row = i if rows is None else rows[i]
+                raise _Damaged(number, f"bank file {path}: expected image {row} as it was written, got another checksum")
+        return images, notes
+
 
 def _with(batch: MadeBatch, images: NDArray[np.uint8]) -> MadeBatch:
-    labels = batch.labels.copy()  # where images and labels came in one buffer, it is given back with the images
-    return MadeBatch(batch.number, images, labels, batch.version, batch.maker, batch.loss, batch.score, batch.seconds)
+    """The batch with these images; notes that came in one buffer with the others are copied, so that it is given back."""
+    return replace(batch, images=images, labels=batch.labels.copy(), seen=batch.seen.copy(), confidence=batch.confidence.copy())
 
 
-def _read(path: Path, rows: list[int] | None = None) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A batch, or these rows of it; of the others nothing is read."""
-    try:
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-            table = table if rows is None else table.take(rows)
-            shape = tuple(int(n) for n in table.schema.metadata[b"shape"].decode().split(","))
-            images = np.stack([np.frombuffer(v.as_py(), np.uint8).reshape(shape) for v in table["image"]])
-            return images, table["label"].to_numpy().astype(np.int64)
-    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
-        raise DataError(f"bank file {path}: expected a batch of images, got {error}. Start the run anew.") from None
+def _checksum(image: bytes, notes: Mapping[str, NDArray[Any]], row: int) -> int:
+    """Of an image and what its file says of it."""
+    found = zlib.crc32(image)
+    for name in NOTES:
+        if name in notes:
+            found = zlib.crc32(notes[name][row].tobytes(), found)
+    return found

@@ -102,6 +102,9 @@ class Watch:
         if record.get("kind") != "step":
             return []
         self.progress.add(record, live)
+        if live and record.get("damaged"):
+            text = f"{self.title}: damaged files of the bank: {record['damaged']}; batches are made in their place"
+            return [Remark("warn", text)]
         return self._norms(record["grad_norms"], self.progress.epoch) if live and record.get("grad_norms") else []
 
     def _evaluation(self, record: Record, live: bool) -> list[Remark]:

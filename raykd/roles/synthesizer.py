@@ -62,6 +62,11 @@ def generator_of(job: Job, facts: Facts) -> Generator:
     )
 
 
+def wants_classes(plans: Sequence[Plan]) -> bool:
+    """Whether images are to be of the classes they are labelled with: their loss reads these, or draws its targets by them."""
+    return any(plan.reads("labels") or "targets" in plan.method.hooks for plan in plans)
+
+
 def _normalise(facts: Facts) -> Normalise:
     stats = facts.normalise
     return Normalise.preset(stats) if isinstance(stats, str) else Normalise(*stats)
@@ -333,9 +338,12 @@ class Synthesizer:
             self.meta.step()
         pixels = (final.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         loss = float(torch.stack(list(terms.values())).sum().detach()) if kept is None else best
-        score = self._disagreement(final.detach(), through)
-        seconds = time.monotonic() - started
-        return MadeBatch(number, pixels, labels.cpu().numpy(), version, maker, loss, score, round(seconds, 4))
+        kept_as = torch.from_numpy(pixels).to(self.device, self.dtype) / 255
+        said = self.said(kept_as, through)
+        confidence, seen = said.max(dim=1)
+        score, seconds = self._disagreement(kept_as, said), round(time.monotonic() - started, 4)
+        notes = {"seen": seen.cpu().numpy(), "confidence": confidence.float().cpu().numpy()}
+        return MadeBatch(number, pixels, labels.cpu().numpy(), version, maker, loss, score, seconds, **notes)
 
     def _optimizer(self, latents: Tensor) -> Any:
         """A fresh optimizer for a batch of its own, the noise with it where it learns; else the one that goes on."""
@@ -394,12 +402,17 @@ class Synthesizer:
         return terms
 
     @torch.no_grad()
-    def _disagreement(self, images: Tensor, through: Through) -> float:
+    def said(self, images: Tensor, through: Through) -> Tensor:
+        """What teachers see in images: the mean of their class distributions, `[b c]`."""
+        asked = self.wanted or self.job.teachers  # an images' loss may listen to none
+        answers = through(images, {teacher: (Signal("logits"),) for teacher in asked})
+        return torch.stack([own["logits"].float().softmax(-1) for own in answers.values()]).mean(0)
+
+    @torch.no_grad()
+    def _disagreement(self, images: Tensor, said: Tensor) -> float:
         """KL(teachers || student) at temperature 1, mean over the images, nats; 0 where the images' loss reads no student."""
         if self.tapped is None:
             return 0.0
-        answers = through(images, {teacher: (Signal("logits"),) for teacher in self.wanted})
-        said = torch.stack([own["logits"].float().softmax(-1) for own in answers.values()]).mean(0)
         student = self.tapped.logits(images).float().log_softmax(-1)
         return float((said * (said.clamp_min(1e-12).log() - student)).sum(-1).mean())
 

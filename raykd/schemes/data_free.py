@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torchvision.utils import save_image
 
 from raykd.config import Job
@@ -39,7 +41,7 @@ from raykd.roles.beside import Beside
 from raykd.roles.learner import Learner
 from raykd.roles.losses import Plan
 from raykd.roles.network import DTYPES, Facts, build, plain
-from raykd.roles.synthesizer import SynthesisReport, Synthesizer
+from raykd.roles.synthesizer import SynthesisReport, Synthesizer, wants_classes
 from raykd.signals import Signal, Signals
 
 SHOWN = "images"  # folder of what was put out for the eye
@@ -119,24 +121,19 @@ class Made:
         return {"images_terms": said.terms} if said.steps else {}
 
     def show(self, folder: Path, epoch: int) -> dict[str, Any]:
-        """A grid of images as PNG; how many of each class the teachers see in them, and how sure they are.
+        """A grid of images as PNG, and what the teachers see in them (`sight`).
 
         Every worker calls it, as the teachers are asked; the first one writes.
         """
         found = self.synthesizer.show()
-        wanted = {teacher: (Signal("logits"),) for teacher in self.synthesizer.wanted or self.job.teachers}
-        with torch.no_grad():
-            answers = self.through(found["images"].to(self.learner.device), wanted)
-        said = torch.stack([own["logits"].float().softmax(-1).cpu() for own in answers.values()]).mean(0)
-        confidence, classes = said.max(dim=1)
+        if not len(found["labels"]):
+            return {}
+        images = found["images"].clamp(0, 1)
+        confidence, seen = self.synthesizer.said(images.to(self.learner.device), self.through).cpu().max(dim=1)
         if self.learner.rank == 0:
-            _grid(found["images"].float().clamp(0, 1), folder, epoch)
-        return {
-            "classes": torch.bincount(classes, minlength=said.shape[1]).tolist(),
-            "confidence": float(confidence.mean()),
-            "wanted": float((classes == found["labels"]).float().mean()),
-            "file": _file(epoch),
-        }
+            _grid(images.float(), folder, epoch)
+        labels = found["labels"].numpy() if wants_classes(self.synthesizer.plans) else None
+        return sight(seen.numpy(), confidence.numpy(), labels, self.synthesizer.facts.num_classes) | {"file": _file(epoch)}
 
     def state(self) -> dict[str, Any]:
         """Generator, its optimizer, connectors, critics with their optimizers."""
@@ -288,7 +285,8 @@ class Banked:
         self._reads_student = any(plan.student for plan in plans)
         self._remembers = spec.reset != "batch" or any(plan.method.trains for plan in plans)
         self._count = (job.training.batch_size or 1) // order.world
-        self._next, self._made, self._stale, self._waited = learner.rank, 0, 0, 0.0
+        self._wants_classes = wants_classes(plans)
+        self._next, self._made, self._stale, self._damaged, self._waited = learner.rank, 0, 0, 0, 0.0
         self._snapshot: Snapshot | None = None
         self._weights: Mapping[str, torch.Tensor] = {}  # of that snapshot
         self._seconds: list[float] = []
@@ -330,9 +328,10 @@ class Banked:
             while self._next in self.bank.numbers:  # made before the checkpoint that this start goes on from
                 self._next += self.order.world
             under_way = len(self.makers.asked)
-            if spec.grow == "once" and self._made + under_way >= capacity:
+            usable = self._made - self.bank.damaged  # what was damaged is made anew
+            if spec.grow == "once" and usable + under_way >= capacity:
                 return
-            if begun and spec.pace and self._made + under_way >= (spec.start or 1) + step // spec.pace:
+            if begun and spec.pace and usable + under_way >= (spec.start or 1) + step // spec.pace:
                 return
             self.makers.ask(self._next, self._student(step))
             self._next += self.order.world
@@ -356,19 +355,25 @@ class Banked:
         self.bank.put(batch)
 
     def report(self) -> dict[str, Any]:
-        """How full the bank is, how long the student waited for it since the last record, batches made since."""
+        """How full the bank is, how long the student waited for it since the last record, batches made or damaged since."""
         waited, self._waited = self._waited, 0.0
         seconds, self._seconds = self._seconds, []
         found: dict[str, Any] = {"bank": len(self.bank), "bank_wait_s": round(waited, 6)}
+        damaged, self._damaged = self.bank.damaged - self._damaged, self.bank.damaged
+        found |= {"damaged": damaged} if damaged else {}
         return found | ({"made": len(seconds), "made_s": round(sum(seconds), 4)} if seconds else {})
 
     def show(self, folder: Path, epoch: int) -> dict[str, Any]:
-        """A grid of the images that came last as PNG, and what the bank holds."""
-        images, labels = self.bank.newest(self.job.synthesis.show or 1)
+        """A grid of the images that came last as PNG, what teachers saw in them (`sight`), and what the bank holds."""
+        if not self.job.synthesis.show:
+            return {}
+        last = self.bank.newest(self.job.synthesis.show)
         if self.learner.rank == 0:
-            _grid(torch.from_numpy(images).float() / 255, folder, epoch)
-        found = self.bank.summary(self.facts.num_classes, self.learner.step_count)
-        return found | {"made": self._made, "stale": self._stale, "file": _file(epoch), "shown": len(labels)}
+            _grid(torch.from_numpy(last["images"]).float() / 255, folder, epoch)
+        labels = last["label"] if self._wants_classes else None
+        found = sight(last["seen"], last["confidence"], labels, self.facts.num_classes)
+        found |= self.bank.summary(self.facts.num_classes, self.learner.step_count)
+        return found | {"made": self._made, "stale": self._stale, "file": _file(epoch)}
 
     def state(self) -> dict[str, Any]:
         """The bank, the snapshot in use, and which batches were asked for; those under way are asked for again.
@@ -387,6 +392,7 @@ class Banked:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continues from `state()`."""
         self.bank.load_state(state["bank"])
+        self._damaged = int(state["bank"].get("damaged", 0))
         self._next, self._made, self._stale = int(state["next"]), int(state["made"]), int(state["stale"])
         if state["snapshot"] is not None:
             self._weights = state["snapshot"]["weights"]
@@ -402,6 +408,34 @@ class Banked:
 def _fields(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> Batch:
     seeds = torch.zeros(len(labels), dtype=torch.int32)
     return Batch(images=images, labels=labels, sample_index=index, augmentation_seed=seeds)
+
+
+def sight(
+    seen: NDArray[np.int64], confidence: NDArray[np.float32], labels: NDArray[np.int64] | None, num_classes: int
+) -> dict[str, Any]:
+    """What teachers see in images that are shown.
+
+    Args:
+        seen: [b], the class of each image; UNSEEN where nobody noted it, which counts for nothing but `shown`.
+        confidence: [b], how sure they are of it.
+        labels: [b], the classes wanted; None: none were.
+        num_classes: c.
+
+    Returns:
+        `shown`, the number of images; `classes`, how many there are of each class; `confidences`, how sure teachers are of
+        these, a mean each, None where there is no image; `confidence`, of all; `wanted`, the share in which they see what was
+        wanted, None where nothing was.
+    """
+    known = seen >= 0
+    counts = np.bincount(seen[known], minlength=num_classes)
+    sums = np.bincount(seen[known], weights=confidence[known], minlength=num_classes)
+    return {
+        "shown": len(seen),
+        "classes": counts.tolist(),
+        "confidences": [float(total / n) if n else None for total, n in zip(sums, counts)],
+        "confidence": float(sums.sum() / known.sum()) if known.any() else None,
+        "wanted": float((seen == labels)[known].mean()) if labels is not None and known.any() else None,
+    }
 
 
 def _file(epoch: int) -> str:

@@ -1,18 +1,21 @@
 """The image bank: what it keeps, what it draws, and what is on disk of it when."""
 
+import errno
 import multiprocessing
 import os
 import signal
 import time
+import warnings
 import weakref
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from raykd.errors import ConfigError, DataError
-from raykd.exchange.bank import HALF_LIFE, KEPT, Bank, MadeBatch
+from raykd.exchange.bank import HALF_LIFE, KEPT, UNSEEN, Bank, MadeBatch
 
 SHAPE, COUNT, CLASSES = (3, 4, 4), 5, 10
 BYTES = COUNT * 3 * 4 * 4  # of a batch's images
@@ -23,7 +26,9 @@ def made(number: int, score: float = 0.0, version: int = -1, content: int | None
     """A batch whose images and labels follow from its number, or from `content`."""
     rng = np.random.default_rng(number if content is None else content)
     images = rng.integers(0, 256, (COUNT, *SHAPE), dtype=np.uint8)
-    return MadeBatch(number, images, rng.integers(0, CLASSES, COUNT), version, number % 2, 1.5, score, 0.25)
+    labels, seen = rng.integers(0, CLASSES, (2, COUNT))
+    confidence = rng.random(COUNT, np.float32)
+    return MadeBatch(number, images, labels, version, number % 2, 1.5, score, 0.25, seen, confidence)
 
 
 def filled(folder, numbers, capacity=100, memory_bytes=MANY, priority="uniform", scores=None) -> Bank:
@@ -62,10 +67,11 @@ def test_batches_stay_in_the_order_in_which_they_came_and_the_oldest_goes(tmp_pa
     assert bank.numbers == [1, 7, 2]
     assert (len(bank), bank.dropped) == (3, 1)
     assert bank.summary(CLASSES, 0)["held_bytes"] == 3 * BYTES
-    images, labels = bank.newest(COUNT + 2)
-    assert np.array_equal(images, np.concatenate([made(2).images, made(7).images])[: COUNT + 2])
-    assert np.array_equal(labels, np.concatenate([made(2).labels, made(7).labels])[: COUNT + 2])
-    assert len(bank.newest(100)[1]) == 3 * COUNT
+    found = bank.newest(COUNT + 2)
+    for name, own in {"images": "images", "label": "labels", "seen": "seen", "confidence": "confidence"}.items():
+        expected = np.concatenate([getattr(made(2), own), getattr(made(7), own)])[: COUNT + 2]
+        assert np.array_equal(found[name], expected), name
+    assert len(bank.newest(100)["label"]) == 3 * COUNT
 
 
 def test_a_batch_that_comes_twice_counts_once(tmp_path):
@@ -155,8 +161,8 @@ def test_a_summary_counts_classes_and_ages(tmp_path):
     for number, version in enumerate((0, 10, -1)):
         bank.put(made(number, version=version))
     found = bank.summary(CLASSES, 30)
-    expected = sum(np.bincount(made(n).labels, minlength=CLASSES) for n in range(3))
-    assert found["classes"] == expected.tolist(), "of those on disk too"
+    expected = sum(np.bincount(made(n).seen, minlength=CLASSES) for n in range(3))
+    assert found["bank_classes"] == expected.tolist(), "as teachers see them, of those on disk too"
     assert (found["age_mean"], found["age_max"], found["batches"], found["spilled"]) == (25.0, 30, 3, 2)
 
 
@@ -214,7 +220,7 @@ def test_what_came_after_the_checkpoint_is_forgotten(tmp_path):
     assert files(tmp_path) == named(0, 1, 2)
     other.put(made(3, content=33))
     other.put(made(4))
-    found = other.newest(2 * COUNT)[0][COUNT:]
+    found = other.newest(2 * COUNT)["images"][COUNT:]
     assert np.array_equal(found, made(3, content=33).images), "made with another student"
 
 
@@ -223,7 +229,7 @@ def test_a_file_of_a_start_without_a_checkpoint_is_not_taken_for_the_new_batch(t
     bank = Bank(tmp_path, 100, 1)
     bank.put(made(0, content=50))
     bank.put(made(1))
-    assert np.array_equal(bank.newest(2 * COUNT)[0][COUNT:], made(0, content=50).images)
+    assert np.array_equal(bank.newest(2 * COUNT)["images"][COUNT:], made(0, content=50).images)
 
 
 DAMAGES = {
@@ -234,16 +240,95 @@ DAMAGES = {
 }
 
 
+def flipped(path, where: int) -> None:
+    """One bit of a file."""
+    raw = bytearray(path.read_bytes())
+    raw[where] ^= 1
+    path.write_bytes(bytes(raw))
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_named(damage, tmp_path):
-    bank = filled(tmp_path, range(3), memory_bytes=1)
+def test_a_damaged_file_is_named_and_its_batch_dropped(damage, tmp_path):
+    bank = filled(tmp_path, range(4), memory_bytes=1)
     state = bank.state()
     DAMAGES[damage](tmp_path / "00000001.arrow")
-    wanted = r"bank file .*00000001\.arrow: expected a batch of images, got .*Start the run anew"
-    with pytest.raises(DataError, match=wanted):
-        bank.draw(100, seeded())
-    with pytest.raises(DataError, match=wanted):
+    wanted = r"bank file .*00000001\.arrow: expected a batch of images, got .*\. Batch 1 is dropped\."
+    with pytest.warns(UserWarning, match=wanted):
+        whole(bank.draw(100, seeded()))
+    assert (bank.numbers, bank.damaged, bank.dropped) == ([0, 2, 3], 1, 0)
+    DAMAGES["empty"](tmp_path / "00000001.arrow")
+    other = Bank(tmp_path, 100, 1)
+    with pytest.warns(UserWarning, match=r"00000001\.arrow"):
+        other.load_state(state)
+    assert (other.numbers, other.damaged) == ([0, 2, 3], 1)
+    assert files(tmp_path) == named(0, 2, 3)
+    assert equal(bank.draw(64, seeded()), other.draw(64, seeded()))
+    other.put(made(1, content=50))
+    other.state()
+    assert "00000001.arrow" in files(tmp_path), "another one of that number is written"
+
+
+@pytest.mark.parametrize("part", ["images", "labels"])
+def test_no_image_is_drawn_of_which_a_bit_has_changed(part, tmp_path):
+    bank, own = filled(tmp_path, range(3), memory_bytes=1), made(1)
+    path = tmp_path / "00000001.arrow"
+    flipped(path, path.read_bytes().index(own.images[2].tobytes() if part == "images" else own.labels.tobytes()) + 16)
+    with pytest.warns(UserWarning, match=r"00000001\.arrow: expected image 2 as it was written.*Batch 1 is dropped"):
+        whole(bank.draw(200, seeded()))
+    assert (bank.numbers, bank.summary(CLASSES, 0)["damaged"]) == ([0, 2], 1)
+
+
+def test_nothing_that_has_changed_is_drawn_wherever_the_bit_is(tmp_path):
+    size = len((filled(tmp_path / "one", range(2), memory_bytes=1).folder / "00000000.arrow").read_bytes())
+    rng = np.random.default_rng(0)
+    for where in rng.choice(size, 60, replace=False).tolist():
+        bank = filled(tmp_path / str(where), range(2), memory_bytes=1)
+        flipped(bank.folder / "00000000.arrow", where)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole(bank.draw(50, seeded()))
+
+
+def test_a_bank_of_damaged_files_alone_is_no_bank(tmp_path):
+    state = filled(tmp_path, range(2)).state()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with (
+        pytest.warns(UserWarning, match="is dropped"),
+        pytest.raises(DataError, match=r"expected batches of images, got damaged files alone\. Start the run anew"),
+    ):
         Bank(tmp_path, 100, 1).load_state(state)
+
+
+def test_a_file_that_cannot_be_read_now_is_kept(tmp_path, monkeypatch):
+    bank = filled(tmp_path, range(2), memory_bytes=1)
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(pa, "memory_map", refused)
+    with pytest.raises(DataError, match=r"00000000\.arrow: expected a batch of images, got .*Permission.*Resume the run"):
+        bank.draw(50, seeded())
+    assert files(tmp_path) == named(0)
+
+
+def test_files_of_earlier_releases_are_read(tmp_path):
+    """Without checksums and without what teachers see."""
+    state = filled(tmp_path, range(3)).state()
+    state.pop("damaged")
+    for path in tmp_path.iterdir():
+        with pa.OSFile(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all().drop_columns(["crc32", "seen", "confidence"])
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    bank = Bank(tmp_path, 100, BYTES)
+    bank.load_state(state)
+    whole(bank.draw(100, seeded()))
+    found = bank.newest(COUNT)
+    assert np.array_equal(found["label"], made(2).labels)
+    assert (found["seen"] == UNSEEN).all()
+    assert np.isnan(found["confidence"]).all()
+    assert bank.summary(CLASSES, 0)["bank_classes"] == [0] * CLASSES
 
 
 LARGE = (64, 3, 128, 128)  # 3 MB a file, so that a kill is likely to fall into a write

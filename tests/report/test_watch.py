@@ -101,3 +101,9 @@ def test_the_line(tmp_path):
 def test_norms_without_cross_entropy():
     assert norms_text({"kd": 1.0}) == "kd 1"
     assert norms_text({"ce": 0.0, "kd": 1.0}) == "ce 0, kd 1"
+
+
+def test_damaged_files_of_a_bank_are_told(tmp_path):
+    watch = Watch("", job(), tmp_path, 60)
+    append(tmp_path, step(1, bank=4), step(2, bank=3, damaged=1))
+    assert texts(watch, "warn") == ["small: damaged files of the bank: 1; batches are made in their place"]

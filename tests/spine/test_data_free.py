@@ -83,7 +83,12 @@ def test_images_are_put_out_for_the_eye(real_data, tmp_path):
             assert grid.size == (8 * 30 + 2, 3 * 30 + 2), "three rows of eight 28 px wide"
         assert sum(own["classes"]) == 24
         assert len(own["classes"]) == 10
+        assert own["shown"] == 24
         assert 0 < own["confidence"] <= 1
+        assert [c is None for c in own["confidences"]] == [n == 0 for n in own["classes"]]
+        told = sum(n * c for n, c in zip(own["classes"], own["confidences"]) if n)
+        assert told / 24 == pytest.approx(own["confidence"])
+        assert own["wanted"] is None, "dfad wants no class"
     first, second = ((tmp_path / "run" / own["file"]).read_bytes() for own in shown)
     assert first != second
 

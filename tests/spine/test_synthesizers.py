@@ -55,7 +55,8 @@ class Clerk:
 
     def made(self, number, student):
         images, labels = np.full((BATCH, 3, 32, 32), number, np.uint8), np.full(BATCH, number % 10)
-        return MadeBatch(number, images, labels, student.version if student else -1, seconds=0.5)
+        notes = {"seen": np.full(BATCH, (number + 1) % 10), "confidence": np.full(BATCH, 0.5, np.float32)}
+        return MadeBatch(number, images, labels, student.version if student else -1, seconds=0.5, **notes)
 
     def close(self):
         self.under_way.clear()
@@ -73,7 +74,8 @@ def feed(folder, makers, reads=False, world=1, rank=0, **synthesis):
     """A feed whose learner does nothing but count steps."""
     settings = {"pace": 0, "capacity": 4, "start": 2} | synthesis
     job = resolve(making(Path("/"), **{f"synthesis.{name}": value for name, value in settings.items()}))
-    plans = [SimpleNamespace(student=("logits",) if reads else (), method=SimpleNamespace(trains=False))]
+    asked, method = ("logits",) if reads else (), SimpleNamespace(trains=False, hooks=())
+    plans = [SimpleNamespace(student=asked, method=method, reads=lambda name: name == "labels")]
     learner = SimpleNamespace(step_count=0, rank=rank, student=nn.Linear(2, 2))
     order = Order(9 * BATCH, BATCH, 0, drop_last=True, world=world, rank=rank)
     return Banked(job, plans, FACTS, learner, makers, order, folder)
@@ -249,6 +251,33 @@ def test_nothing_under_way_and_nothing_to_begin_with_is_an_error(tmp_path):
         steps(feed(tmp_path, makers), 1)
 
 
+def damaged_once(fed, number):
+    """The file of a batch on disk is cut off."""
+    path = fed.bank._path(number)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize("grow", ["once", "always"])
+def test_a_batch_that_was_damaged_is_made_anew_and_told(grow, tmp_path):
+    makers = Eager(room=1)
+    fed = feed(tmp_path, makers, memory_bytes=1, grow=grow, capacity=3, start=3, pace=100)
+    steps(fed, 1)
+    damaged_once(fed, 1)
+    with pytest.warns(UserWarning, match="Batch 1 is dropped"):
+        steps(fed, 4)
+    assert fed.bank.numbers == [0, 2, 3]
+    assert fed.report()["damaged"] == 1
+    assert "damaged" not in fed.report()
+    state = fed.state()
+    damaged_once(fed, 0)
+    again = feed(tmp_path, Eager(room=1), memory_bytes=1, grow=grow, capacity=3, start=3, pace=100)
+    with pytest.warns(UserWarning, match="Batch 0 is dropped"):
+        again.load_state(state)
+    steps(again, 1)
+    assert again.bank.numbers == [2, 3, 4]
+    assert again.report()["damaged"] == 1
+
+
 PIXELS = {"synthesis.jitter": 2, "synthesis.flip": True, "synthesis.keep": "best", "synthesis.latents_lr": 0.01}
 METHODS = {
     "reads the teacher alone": {"method": "dafl"},
@@ -308,7 +337,9 @@ def test_what_a_run_says_of_its_bank(real_data, tmp_path):
     assert all(r["bank_wait_s"] >= 0 and r["bank"] <= 4 for r in records(tmp_path, "step"))
     shown = records(tmp_path, "eval")[-1]["shown"]
     assert (shown["batches"], shown["made"], shown["stale"], shown["shown"]) == (4, 10, 0, 8)
-    assert sum(shown["classes"]) == 4 * BATCH
+    assert (sum(shown["classes"]), sum(shown["bank_classes"])) == (8, 4 * BATCH)
+    assert 0.1 <= shown["confidence"] <= 1
+    assert shown["wanted"] is None, "dfad wants no class"
     assert shown["age_max"] >= shown["age_mean"] > 0
     assert (tmp_path / shown["file"]).stat().st_size > 100
     assert banked(tmp_path)["made"] == 10
