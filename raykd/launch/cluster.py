@@ -20,6 +20,7 @@ from raykd.errors import ResourceError
 NAMESPACE = "raykd"
 EXCLUDES = [".git", ".venv", "venv", "runs", "__pycache__", "*.parquet", "*.arrow", "*.safetensors", "*.pt", "*.th"]
 OPTIONS: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
+INLINE = {"max_direct_call_object_size": 256 * 1024}  # bytes: logits of a batch travel with the call, at half the CPU time
 LARGEST_WORKING_DIR_BYTES = 200 * 1024**2
 
 
@@ -68,7 +69,11 @@ def start_here(num_cpus: int | None = None) -> None:
         num_cpus: logical CPUs; None: what the machine has.
     """
     _prepare()
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, runtime_env={"env_vars": _env()}, **OPTIONS)
+    settings = {} if "RAY_max_direct_call_object_size" in os.environ else INLINE
+    env = {"env_vars": _env()}
+    ray.init(
+        address="local", num_cpus=num_cpus, include_dashboard=False, runtime_env=env, _system_config=settings, **OPTIONS
+    )
 
 
 def _prepare() -> None:
