@@ -158,6 +158,7 @@ def test_members(slug):
     assert public <= MEMBERS
     assert ("images_loss" in own) == ("SYNTHESIS" in constants) == (method.SCHEME == "data_free")
     assert "Images" not in own or "images_loss" in own
+    assert "critics" not in own or "Images" in own
     for name in ("NAME", "PAPER", "SECTION", "SCHEME"):
         assert isinstance(ast.literal_eval(constants[name]), str)
     assert method.SCHEME in ("offline", "online", "self", "data_free")
