@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from raykd.report import peer_plots, peer_tables, plots, runs, tables, words
 from raykd.report.follow import wait_share
@@ -28,8 +31,16 @@ tr.main td { font-weight: 600; } td:last-child, .note { color: #555; font-size: 
 .plots img { width: 100%; border: 1px solid #eee; border-radius: 6px; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: #0072b2; }
 pre { background: #f7f7f7; padding: .9rem; border-radius: 6px; overflow-x: auto; font-size: .85em; }
+.made { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1.6rem; align-items: start; }
+.made figure { margin: 0; } .made img { width: 100%; image-rendering: pixelated; } .made td, .made th { padding-top: .2rem;
+       padding-bottom: .2rem; }
+.earlier { display: grid; grid-template-columns: repeat(3, 1fr); gap: .8rem; margin-top: .8rem; }
+figcaption { color: #555; font-size: .9em; }
 .scroll { overflow-x: auto; } code { font-size: .92em; }
 """
+LARGE, SMALL = 1024, 320  # px, of a grid of images
+EARLIER = 3  # grids shown beside the last
+ALL_CLASSES = 20  # up to so many, those that no image is of are told too
 CAPTIONS = {
     "loss": "Loss terms by step",
     "accuracy": "Top-1 on the eval split by epoch",
@@ -68,7 +79,7 @@ def _document(run: runs.Run, pictures: Sequence[Path]) -> str:
     parts += [f'<div class="flag">{_escape(flag)}</div>' for flag in tables.flags(result)]
     if run.result is not None:
         parts += _accuracies(result)
-    parts += ["<h2>Curves</h2>", *_curves(run, pictures), *_exchange(run, result)]
+    parts += ["<h2>Curves</h2>", *_curves(run, pictures), *_images(run), *_exchange(run, result)]
     traffic = tables.exchange(result, runs.images_per_request(run))
     if traffic:
         wait = f"Waiting for teachers took {words.percent(wait_share(run.steps), 1)} of the step time. "
@@ -136,6 +147,52 @@ def _curves(run: runs.Run, pictures: Sequence[Path]) -> list[str]:
     told = runs.all_curve_lines(run) if run.peers else [" ".join(runs.all_curve_lines(run))]
     lines = [f'<p class="note">{_escape(line)} Measured here.</p>' for line in told]
     return [f'<div class="plots">{"".join(images)}</div>', *missing, *lines]
+
+
+def _images(run: runs.Run) -> list[str]:
+    """The grids of a run that makes its images: the last, some before it, and what teachers see in the last."""
+    grids = [shown for shown in run.shown if _is_whole(run.folder / shown["file"])]
+    if not grids:
+        return []
+    last, counts = grids[-1], words.seen(grids[-1])
+    told = [c for c in range(len(counts)) if counts[c] or len(counts) <= ALL_CLASSES]
+    rows = [(str(c), f"{counts[c]}", _share(last["confidences"][c])) for c in told]
+    note = "Counts are of the classes that teachers see in the last images; confidence is how sure they are, 1 at most."
+    note += f" Classes without an image: {len(counts) - len(told)}." if len(told) < len(counts) else ""
+    if "batches" in last:
+        note += f" The bank: {last['batches']} batches of {last['made']} made; {last['stale']} came too late"
+        note += f", {last['damaged']} were damaged on disk." if last.get("damaged") else "."
+    before = [grids[i] for i in sorted({round(k * (len(grids) - 1) / EARLIER) for k in range(EARLIER)}) if i < len(grids) - 1]
+    small = "".join(_grid(run, shown, SMALL) for shown in before)
+    left = _grid(run, last, LARGE) + (f'<div class="earlier">{small}</div>' if before else "")
+    right = (_table(("class", "images", "confidence"), rows) if rows else "") + f'<p class="note">{note} Measured here.</p>'
+    return ["<h2>Images made</h2>", f'<div class="made"><div>{left}</div><div>{right}</div></div>']
+
+
+def _grid(run: runs.Run, shown: Mapping[str, Any], width: int) -> str:
+    """A grid, no wider than so many pixels, and what is to be seen."""
+    kept = io.BytesIO()
+    with Image.open(run.folder / shown["file"]) as grid:
+        grid.thumbnail((width, 16 * width))
+        grid.save(kept, "PNG")
+    epoch = f"Epoch {shown['epoch'] + 1}"
+    text = f"{epoch}: {words.images(shown)}" if width == LARGE else epoch
+    data = base64.b64encode(kept.getvalue()).decode("ascii")
+    alt = f"Images made, {epoch.lower()}"
+    return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{_escape(text)}</figcaption></figure>'
+
+
+def _is_whole(picture: Path) -> bool:
+    try:
+        with Image.open(picture) as found:
+            found.verify()
+    except (OSError, SyntaxError):  # PIL calls a broken PNG so
+        return False
+    return True
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _settings(job: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,8 @@ EDGE = 20
 class Run:
     """A run folder, read. `result` is None while the run is not finished; `job` is empty where job.json is missing.
 
-    Of a run of peers, `peers` holds each one's folder, and `events` who was lost and who came back.
+    Of a run of peers, `peers` holds each one's folder, and `events` who was lost and who came back. `shown` is what records
+    say of the grids of a run that makes its images.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Run:
     evals: Sequence[Record]
     peers: Mapping[str, Run] = field(default_factory=dict)
     events: Sequence[Mapping[str, Any]] = ()
+    shown: Sequence[Mapping[str, Any]] = ()
 
 
 def load(folder: Path) -> Run:
@@ -54,7 +56,9 @@ def load(folder: Path) -> Run:
     peers = {n: Run(places[n].parent, None, {}, read(places[n], "step"), read(places[n], "eval")) for n in order}
     told = {n: [r for k in ("dropped", "rejoined") for r in read(places[n], k)] for n in order}
     happened = peer_tables.events({n: [*own, *peer_tables.noted(places[n].parent)] for n, own in told.items()})
-    return Run(folder, _json(folder / "result.json"), job, read(metrics, "step"), read(metrics, "eval"), peers, happened)
+    steps, evals = read(metrics, "step"), read(metrics, "eval")
+    shown = [{"epoch": r["epoch"], **r["shown"]} for r in (evals or read(metrics, "shown")) if r.get("shown")]
+    return Run(folder, _json(folder / "result.json"), job, steps, evals, peers, happened, shown)
 
 
 def curves(run: Run) -> dict[str, Any]:
@@ -102,6 +106,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "result": run.result,
         "curves": curves(run),
         "job": run.job,
+        **({"images": run.shown[-1]} if run.shown else {}),
         **({"peers": {name: curves(peer) for name, peer in run.peers.items()}, "events": run.events} if run.peers else {}),
     }
 
@@ -115,7 +120,8 @@ def print_run(console: Console, run: Run) -> None:
         traffic = tables.exchange(run.result, images_per_request(run))
         if traffic:
             print_table(console, tables.EXCHANGE_HEAD, traffic, "Exchange with the teachers")
-    for line in all_curve_lines(run):
+    made = [f"Images made, epoch {last['epoch'] + 1}: {words.images(last)} ({last['file']})." for last in run.shown[-1:]]
+    for line in all_curve_lines(run) + made:
         console.print(Text(line), soft_wrap=True)
     if run.result is None:
         console.print(Text(f"Go on with: raykd run --resume {run.folder}"), soft_wrap=True)

@@ -51,7 +51,7 @@ class Watch:
         self.progress = Progress(total_steps, clock)
         self._follower = Follower(folder / "metrics.jsonl")
         self._best: tuple[float, int] | None = None
-        self._evaluated = -1
+        self._evaluated = self._looked = -1  # step of the last evaluation, and of the last images, that were told
         self._advised = False
         self._shown_norms = False
         self._judged: dict[str, int] = {}
@@ -94,7 +94,9 @@ class Watch:
 
     def _take(self, record: Record, live: bool) -> list[Remark]:
         if record.get("kind") == "eval":
-            return self._evaluation(record, live)
+            return self._evaluation(record, live) + self._shown(record, live)
+        if record.get("kind") == "shown":
+            return self._shown(record, live)
         if record.get("kind") == "dropped" and "teachers" in record:
             names = ", ".join(record["teachers"])
             text = f"{self.title}: teacher {names} is lost; the others go on without it from step {record['step']:,}"
@@ -118,6 +120,13 @@ class Watch:
         epochs = f"/{self.job.training.epochs}" if self.job.training.epochs else ""
         text = f"{self.title}: epoch {epoch}{epochs}, eval {words.sentence(record)}{best}{branches_text(record)}"
         return [Remark("eval", text)] if live else []
+
+    def _shown(self, record: Record, live: bool) -> list[Remark]:
+        shown = record.get("shown")
+        if not shown or record["step"] <= self._looked:
+            return []
+        self._looked = int(record["step"])
+        return [Remark("eval", f"{self.title}: images: {words.images(shown)} -> {shown['file']}")] if live else []
 
     def _norms(self, norms: Mapping[str, float], epoch: int) -> list[Remark]:
         remarks = []

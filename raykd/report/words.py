@@ -46,6 +46,20 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.2f} points"
 
 
+def images(shown: Mapping[str, Any]) -> str:
+    """`9 of 10 classes, confidence 0.83, 71 % as wanted`: what teachers see in images that were shown."""
+    classes = seen(shown)
+    parts = [f"{sum(n > 0 for n in classes)} of {len(classes)} classes"] if sum(classes) else []
+    parts += [f"confidence {shown['confidence']:.2f}"] if shown.get("confidence") is not None else []
+    parts += [f"{percent(shown['wanted'], 0)} as wanted"] if shown.get("wanted") is not None else []
+    return ", ".join(parts) or "nobody noted what teachers see"
+
+
+def seen(shown: Mapping[str, Any]) -> list[int]:
+    """How many of the images shown teachers see in each class; empty where a record does not say it."""
+    return list(shown["classes"]) if "confidences" in shown else []
+
+
 def several(shown: Mapping[str, str], values: Mapping[str, float]) -> str:
     """`a 1.2, b 1.5` for a few; of more than SHOWN the least and the most."""
     if len(shown) <= SHOWN:

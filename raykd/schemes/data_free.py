@@ -16,6 +16,7 @@ read beside training images.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -444,4 +445,7 @@ def _file(epoch: int) -> str:
 
 def _grid(images: torch.Tensor, folder: Path, epoch: int) -> None:
     (folder / SHOWN).mkdir(exist_ok=True)
-    save_image(images, folder / _file(epoch), nrow=COLUMNS)
+    path = folder / _file(epoch)
+    part = path.with_suffix(f".{os.getpid()}")
+    save_image(images, part, format="png", nrow=COLUMNS)
+    os.replace(part, path)

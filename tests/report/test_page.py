@@ -1,15 +1,18 @@
+import base64
 import html.parser
+import io
 import json
 import struct
 
 import pytest
+from rich.console import Console
 
 from raykd.errors import ConfigError
 from raykd.report import runs
 from raykd.report.page import changed_settings, write_page
 from raykd.report.plots import plots, thin
 from raykd.resolve import to_dict
-from tests.report.folders import job, make, metrics, result, step
+from tests.report.folders import grid, job, make, metrics, result, shown, step
 
 
 class Text(html.parser.HTMLParser):
@@ -115,3 +118,63 @@ def test_curves_in_numbers(tmp_path):
 
 def test_images_in_a_request(tmp_path):
     assert runs.images_per_request(runs.load(make(tmp_path / "run"))) == 4  # batch 8 over two workers
+
+
+def making(folder, epochs=3, **more):
+    """A run that has made images, with a grid for each evaluation."""
+    records = metrics()
+    evaluated = [record for record in records if record["kind"] == "eval"]
+    for record in evaluated[:epochs]:
+        record |= shown(record["epoch"], **more)
+    for epoch in range(epochs):
+        grid(folder, epoch)
+    return make(folder, records=records, found=result())
+
+
+def test_grids_of_made_images_and_what_teachers_see_in_the_last(tmp_path):
+    found = page(making(tmp_path / "run"))
+    text = " ".join(found.text)
+    assert "Images made" in text
+    assert "Epoch 3: 9 of 10 classes, confidence 0.83, 71 % as wanted" in text
+    assert [image["alt"] for image in found.images if "made" in image["alt"]] == [f"Images made, epoch {n}" for n in (3, 1, 2)]
+    place = found.text.index("confidence")
+    rows = [row.split() for row in " ".join(found.text[place + 1 :]).split("Counts are")[0].split("\n")]
+    cells = [cell for row in rows for cell in row]
+    assert cells[:9] == ["0", "1", "0.50", "1", "2", "0.90", "2", "0", "-"]
+    assert len(cells) == 3 * 10
+
+
+def test_of_many_classes_only_those_are_told_that_images_are_of(tmp_path):
+    text = " ".join(page(making(tmp_path / "run", 1, classes=100)).text)
+    assert "Classes without an image: 1." in text
+
+
+@pytest.mark.parametrize("epochs, earlier", [(1, []), (2, [1]), (3, [1, 2])])
+def test_earlier_grids(epochs, earlier, tmp_path):
+    found = page(making(tmp_path / "run", epochs))
+    alts = [image["alt"] for image in found.images if "made" in image["alt"]]
+    assert alts == [f"Images made, epoch {n}" for n in (epochs, *earlier)]
+
+
+def test_what_the_bank_held_is_told(tmp_path):
+    more = {"batches": 4, "made": 10, "stale": 2, "damaged": 1}
+    text = " ".join(page(making(tmp_path / "run", **more)).text)
+    assert "The bank: 4 batches of 10 made; 2 came too late, 1 were damaged on disk." in text
+
+
+def test_a_large_grid_is_made_smaller_and_a_missing_or_broken_one_left_out(tmp_path):
+    folder = making(tmp_path / "run")
+    grid(folder, 2, (1810, 905))
+    (folder / "images" / "epoch-0001.png").unlink()
+    (folder / "images" / "epoch-0002.png").write_bytes(b"cut off")
+    (made,) = (image for image in page(folder).images if "made" in image["alt"])
+    raw = base64.b64decode(made["src"].partition(",")[2])
+    assert struct.unpack(">II", raw[16:24]) == (1024, 512)
+
+
+def test_a_run_that_made_images_says_so_in_show(tmp_path):
+    run = runs.load(making(tmp_path / "run"))
+    assert runs.as_json(run)["images"]["file"] == "images/epoch-0003.png"
+    screen = Console(file=io.StringIO(), width=160)
+    runs.print_run(screen, run)
+    assert "Images made, epoch 3: 9 of 10 classes, confidence 0.83, 71 % as wanted" in screen.file.getvalue()

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from raykd.report.watch import Watch, advice, norms_text
-from tests.report.folders import evaluation, job, lines, step
+from tests.report.folders import evaluation, job, lines, shown, step
 
 
 def append(folder, *records):
@@ -107,3 +107,22 @@ def test_damaged_files_of_a_bank_are_told(tmp_path):
     watch = Watch("", job(), tmp_path, 60)
     append(tmp_path, step(1, bank=4), step(2, bank=3, damaged=1))
     assert texts(watch, "warn") == ["small: damaged files of the bank: 1; batches are made in their place"]
+
+
+def test_images_that_are_shown_are_told_once_with_an_evaluation_or_without(tmp_path):
+    watch = Watch("", job(), tmp_path, 60)
+    append(tmp_path, step(20), evaluation(0, 0.5) | shown(0))
+    seen = "small: images: 9 of 10 classes, confidence 0.83, 71 % as wanted -> images/epoch-0001.png"
+    assert texts(watch, "eval")[1:] == [seen]
+    append(tmp_path, {"kind": "shown", "step": 40, "epoch": 1} | shown(1, wanted=None))
+    assert texts(watch, "eval") == ["small: images: 9 of 10 classes, confidence 0.83 -> images/epoch-0002.png"]
+    append(tmp_path, {"kind": "shown", "step": 40, "epoch": 1} | shown(1))
+    assert watch.poll() == []
+    assert Watch("", job(), tmp_path, 60).poll() == [], "of an earlier start"
+
+
+def test_images_of_which_nobody_noted_what_teachers_see(tmp_path):
+    watch = Watch("", job(), tmp_path, 60)
+    old = {"classes": [50, 60], "batches": 4, "file": "images/epoch-0001.png"}
+    append(tmp_path, {"kind": "shown", "step": 20, "epoch": 0, "shown": old})
+    assert texts(watch, "eval") == ["small: images: nobody noted what teachers see -> images/epoch-0001.png"]
