@@ -34,8 +34,9 @@ FIELDS = ("images", "labels", "sample_index", "mask", "latents", *MADE)
 FACTS = ("num_samples", "num_classes", "dataset_labels")
 CLASSES = "teachers_classes"  # a list: the student's class of each class of each teacher, [c] int64
 CLASSIFIER = "teacher_classifier"  # [c d], weights of the teacher's last linear layer; where images are made, asked for once
+BLOCKS, TAILS = "student_blocks", "teacher_tails"  # parts of the networks at the loss's layers; a Module is built with them
 TIME = ("epoch", "step")
-PLAIN_NAMES = (*FIELDS, "generator", *FACTS, CLASSES, CLASSIFIER, *TIME)
+PLAIN_NAMES = (*FIELDS, "generator", *FACTS, CLASSES, CLASSIFIER, BLOCKS, TAILS, *TIME)
 
 # Views of a teacher's forward; raykd/models/<view>.py declares each, in a function of its name.
 VIEWS = ("stochastic",)

@@ -114,12 +114,17 @@ def check_beside(job: Job, known: Facts) -> None:
         )
 
 
+def tells_of_data(job: Job) -> bool:
+    """Whether what a job has learned from is a part of its result: it makes images, or reads a few of each class."""
+    return makes_images(job) or job.data.per_class is not None
+
+
 def real_data(job: Job) -> str:
-    """What a job that makes its own images knows of real ones beside those it is measured on; its method says the rest."""
+    """What a job knows of real images beside those it is measured on; where it makes its own, its method says the rest."""
     methods = (catalogue.method(loss.method) for loss in job.losses.values())
     said = [m.synthesis.get("real_data") for m in methods if m.images is not None]
     known = [str(word) for word in said if word]
-    if reads_images(job):
+    if reads_images(job) or not makes_images(job):
         data = job.data
         count = f"{data.per_class} a class" if data.per_class is not None else f"{data.limit or 'all'} of them"
         known.insert(0, f"training images ({count})")

@@ -414,7 +414,10 @@ def _signals(
         collect.add([f"student.model: expected logits of {known.num_classes} classes (data.num_classes), got {classes}."])
         return
     for plan in plans:
-        bound = collect.of(f"losses.{plan.name}", lambda plan=plan: shapes.bind(job, plan, seen, known, batch))
+        bound = collect.of(
+            f"losses.{plan.name}",
+            lambda plan=plan: shapes.bind(job, plan, seen, known, batch, more=shapes.pieces_of(plan, built, known)),
+        )
         if bound is None:
             continue
         if bound[0]:
@@ -438,7 +441,7 @@ def _notes(job: Job, known: Facts, built: dict[str, shapes.Model]) -> list[str]:
             f"{job.launch.workers} workers: each one's batch norm sees its own share of the batch, so another number of "
             "workers is another result. Statistics are averaged before each evaluation."
         )
-    if assembly.makes_images(job):
+    if assembly.tells_of_data(job):
         found.append(f"Real data: {assembly.real_data(job)}, beside the images it is measured on.")
     for name, teacher in job.teachers.items():
         if teacher.codec != "dense":

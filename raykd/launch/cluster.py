@@ -71,9 +71,7 @@ def start_here(num_cpus: int | None = None) -> None:
     _prepare()
     settings = {} if "RAY_max_direct_call_object_size" in os.environ else INLINE
     env = {"env_vars": _env()}
-    ray.init(
-        address="local", num_cpus=num_cpus, include_dashboard=False, runtime_env=env, _system_config=settings, **OPTIONS
-    )
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, runtime_env=env, _system_config=settings, **OPTIONS)
 
 
 def _prepare() -> None:

@@ -302,7 +302,7 @@ def _head(job: Job, folder: Path, started: float) -> dict[str, Any]:
         "hardware": hardware(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
         "seconds": round(time.time() - started, 3),
-    } | ({"real_data": assembly.real_data(job)} if assembly.makes_images(job) else {})
+    } | ({"real_data": assembly.real_data(job)} if assembly.tells_of_data(job) else {})
 
 
 def _peers(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]:

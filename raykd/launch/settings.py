@@ -19,7 +19,7 @@ from raykd.exchange import codec as codecs
 from raykd.launch import assembly, peering
 from raykd.roles.losses import heard, schedule
 from raykd.roles.optimisation import optimizer, rate
-from raykd.signals import EMA, SOURCES, VIEWS
+from raykd.signals import BLOCKS, EMA, SOURCES, VIEWS
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
 HEARD = ("prepare", "on_epoch", "stages", "targets", "critics", "before_forward", "after_forward", "step")  # of a scheme
@@ -109,6 +109,7 @@ def losses(job: Job) -> list[str]:
             found.append(f"losses.{name}.{error}")
         found += _hooks(name, method)
         found += _together(name, loss, method, job)
+        found += _in_turn(name, loss, method, job) if BLOCKS in method.build_parameters else []
     if not job.losses and job.teachers:
         found.append("losses: the job has teachers and no loss that listens to them. Add one, for example losses={'kd': {}}.")
     elif deaf := [t for t in job.teachers if t not in listened]:
@@ -156,6 +157,25 @@ def _together(name: str, loss: Loss, method: catalogue.Method, job: Job) -> list
         left = [t for t, spec in teachers.items() if t not in gone and spec.weight > 0]
         if not left and set(gone) & set(droppable):
             found.append(f"{where}: losses.{name} listens to nobody else with a weight above 0. Set on_loss='stop'.")
+    return found
+
+
+def _in_turn(name: str, loss: Loss, method: catalogue.Method, job: Job) -> list[str]:
+    """What a job cannot have whose loss trains the student's blocks in turn."""
+    found, where = [], f"losses.{name}: {method.slug} trains the student's blocks in turn"
+    if len(job.losses) > 1 or job.ce_weight:
+        more = ", ".join([*(other for other in job.losses if other != name), *(["cross-entropy"] if job.ce_weight else [])])
+        found.append(f"{where} and is all that they learn from, got {more} too. Leave it out, and set ce_weight=0.")
+    if len(teachers := heard(loss, method, job.teachers, job.peers)) > 1:
+        found.append(f"{where}, in the place of those of one teacher, got {', '.join(teachers)}. Name one in its `teachers`.")
+    if job.peers:
+        found.append(f"{where}, not those of peers. Make one of them the `student`.")
+    if job.student.branching.kind not in (None, "none"):
+        found.append(f"{where}: expected a student without branches, got {job.student.branching.kind!r}. Leave branching out.")
+    if job.training.ema is not None:
+        found.append(
+            f"training.ema: {method.slug} trains blocks in turn, an average would mix them with untrained ones. Leave it out."
+        )
     return found
 
 

@@ -20,6 +20,7 @@ from raykd.launch import assembly
 from raykd.roles.learner import shapes_of, without_ema
 from raykd.roles.losses import BoundLoss, Plan
 from raykd.roles.network import Facts, Tapped, branching_of, input_shape, model_options, structured
+from raykd.roles.pieces import pieces
 from raykd.roles.synthesizer import generator_of
 from raykd.signals import CLASSIFIER, LOCAL, Signal, Signals, is_norm
 
@@ -122,6 +123,19 @@ def facts_of_teacher(plan: Plan, built: Mapping[str, Model]) -> dict[str, Tensor
     return {CLASSIFIER: models.classifier(built[plan.teachers[0]].module).weight.to(META)}
 
 
+def pieces_of(plan: Plan, built: Mapping[str, Model], known: Facts) -> dict[str, Any]:
+    """Parts of student and teacher that a loss is built with, without values.
+
+    Raises:
+        ModelError: a network cannot be cut there.
+    """
+    if not plan.teachers:
+        return {}
+    student, teacher = built["student"], built[plan.teachers[0]]
+    shapes = input_shape(student.spec, known), input_shape(teacher.spec, known)
+    return pieces(plan, student.module, lambda: teacher.module, *shapes)
+
+
 def bind(
     job: Job,
     plan: Plan,
@@ -129,7 +143,7 @@ def bind(
     known: Facts,
     batch: int,
     images: bool = False,
-    more: Mapping[str, Tensor] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[int, bool]:
     """Builds a loss from shapes and calls it once.
 
@@ -140,7 +154,7 @@ def bind(
         known: of the data.
         batch: samples of a worker's batch.
         images: whether the images minimise it: then teachers' signals lead back to them.
-        more: see `facts_of_teacher`.
+        more: see `facts_of_teacher` and `pieces_of`.
 
     Returns:
         (trainable parameters beside the student, whether the loss couples the batch).

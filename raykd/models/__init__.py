@@ -9,6 +9,7 @@ with Taps(model, ["stage-1", "logits"]) as taps:
 
 from raykd.models.addresses import Layer, classifier, layers, resolve, stages
 from raykd.models.branching import Branched, branched
+from raykd.models.cutting import blocks, tails
 from raykd.models.factory import build, build_default, check_published
 from raykd.models.generators import generator, generators
 from raykd.models.measure import Cost, cost, fingerprint
@@ -22,6 +23,7 @@ __all__ = [
     "Cost",
     "Layer",
     "Taps",
+    "blocks",
     "branched",
     "build",
     "build_default",
@@ -40,4 +42,5 @@ __all__ = [
     "resolve",
     "resolve_pretrained",
     "stages",
+    "tails",
 ]

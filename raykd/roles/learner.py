@@ -25,8 +25,10 @@ from raykd.errors import ConfigError, DivergenceError, SignalError
 from raykd.models.taps import replace_output
 from raykd.roles.hearing import Heard, hear, with_aggregates
 from raykd.roles.losses import BoundLoss, Plan
-from raykd.roles.network import Facts, Tapped, build
+from raykd.roles.network import Facts, Tapped, build, input_shape
 from raykd.roles.optimisation import all_sum, average_buffers, optimizer, rate, sync_gradients, world_size
+from raykd.roles.pieces import pieces
+from raykd.roles.teacher import own_facts
 from raykd.signals import EMA, Signal, Signals
 
 TeacherSignals = Mapping[str, Signals]  # teacher, peer, or key of an aggregate -> its signals
@@ -138,9 +140,8 @@ class Learner:
             heard = hear(plan, self.plans, answers)
             roles = {"student": student, "ema": ema} | (heard.roles if heard is not None else {})
             try:
-                bound = BoundLoss(
-                    plan, {role: shapes_of(found) for role, found in roles.items()}, self.facts, self.labels, self.job
-                )
+                shapes = {role: shapes_of(found) for role, found in roles.items()}
+                bound = BoundLoss(plan, shapes, self.facts, self.labels, self.job, self._pieces(plan))
             except (SignalError, ValueError) as error:
                 raise SignalError(f"losses.{plan.name}: {error}") from None
             dtype = torch.float64 if self.job.student.dtype == "float64" else torch.float32
@@ -148,6 +149,23 @@ class Learner:
             self.losses[plan.label] = bound
         self.optimizer = optimizer(self.job.training, [self.student, *self.losses.values()])
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _pieces(self, plan: Plan) -> dict[str, Any]:
+        """Blocks of the student and tails of a frozen copy of the teacher, where the loss is built with them."""
+        spec = self.job.teachers[plan.teachers[0]] if plan.teachers and plan.teachers[0] in self.job.teachers else None
+        if spec is None:
+            return {}
+        facts = own_facts(spec, self.facts)
+        shapes = input_shape(self.job.student, self.facts), input_shape(spec, facts)
+        with torch.random.fork_rng(devices=[]):
+            return pieces(plan, self.student, lambda: build(spec, facts, self.device), *shapes)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        steps = self.steps_per_epoch * (self.job.training.epochs or 1)
+        most = self.job.training.max_steps
+        return steps if most is None else min(steps, most)
 
     def bind(self, batch: Mapping[str, Tensor], teacher_signals: TeacherSignals) -> None:
         """`probing` of a student without peers."""

@@ -65,6 +65,12 @@ class Plan:
         """What it asks of the student's averaged copy."""
         return [s for w in self.wires if w.parameter.role == "ema" for s in w.signals]
 
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        """The layers it reads of its one teacher."""
+        found = (s.layer for w in self.wires if w.parameter.role == "teacher" for s in w.signals)
+        return tuple(dict.fromkeys(layer for layer in found if layer is not None))
+
     def reads(self, name: str) -> bool:
         """Whether it is called, or built, with a value of this name."""
         return name in (*self.method.parameters, *self.method.build_parameters, *self.method.judged)
@@ -304,7 +310,7 @@ class BoundLoss(nn.Module):
         facts: of the training set.
         labels: of the training set, `[n]` int64.
         job: for seed and dtype.
-        more: facts of the teacher, by name.
+        more: facts of the teacher, and parts of the networks, by name.
     """
 
     def __init__(

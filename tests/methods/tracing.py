@@ -55,6 +55,8 @@ from branch_nets import TinyBranches
 from torch import nn
 from torch.nn import functional as F
 
+from raykd.parts.grafts import Block
+
 SAMPLES, CLASSES, BATCH, STEPS, SIZE = 12, 3, 4, 3, 8
 DATASET_LABELS = torch.arange(SAMPLES) % CLASSES
 STUDENT_WIDTHS, TEACHER_WIDTHS = (4, 5, 6), ((6, 7, 8), (5, 8, 7), (7, 6, 9))
@@ -197,7 +199,28 @@ class Name:
 
 
 def is_signal(name):
-    return name.split("_", 1)[0] in ROLES and name != "teachers_classes"
+    return name.split("_", 1)[0] in ROLES and name not in ("teachers_classes", "student_blocks", "teacher_tails")
+
+
+class Rest(nn.Module):
+    """What a TinyNet does after a stage, in its own number format."""
+
+    def __init__(self, net, number):
+        super().__init__()
+        self.net, self.number = net, number
+
+    def forward(self, feature):
+        like = next(self.net.parameters())
+        images = like.new_zeros(len(feature), 3, SIZE, SIZE)
+        return signals(self.net, images, {self.number: lambda _: feature.to(like)})["logits"]
+
+
+def pieces(student, teacher):
+    """The parts of the nets at their stages that a Module may be built with."""
+    found = [student.stage1, student.stage2, student.stage3, student.classifier]
+    blocks = [Block((module,), (module,) if number else ()) for number, module in enumerate(found)]
+    rest = [Rest(teacher, number) for number in range(3)] if isinstance(teacher, TinyNet) else []
+    return {"student_blocks": blocks, "teacher_tails": rest}
 
 
 class Answers:
@@ -318,6 +341,7 @@ def build(method, student, other, setting, seed=1):
     batch, options = batches(setting=setting)[0], defaults_of(method) | setting.get("options", {})
     own, others = Answers(student, batch, student), others_heard(other, batch, {})
     facts, given = FACTS | classes_of(setting), {}
+    facts |= pieces(student, other) if isinstance(student, TinyNet) else {}
     for name, parameter in inspect.signature(method.Module.__init__).parameters.items():
         if name in facts:
             given[name] = facts[name]
@@ -449,6 +473,8 @@ class Hand:
     ce_weight: float
     losses: dict
     rank: int = 0
+    step_count: int = 0
+    total_steps: int = STEPS
 
     def tapped(self, images):
         own = Answers(self.student, {"images": images}, gradient=True)
@@ -552,9 +578,12 @@ def drive(method, found, steps, *, lr, weight, ce_weight, setting):
             lesson.weight = weight * lesson.share
         parameters = pupil.parameters()
         losses = {str(number): lesson for number, lesson in enumerate(pupil.lessons)}
-        hands.append(Hand(pupil.student, method, torch.optim.SGD(parameters, lr=lr), parameters, ce_weight, losses))
+        optimizer, total = torch.optim.SGD(parameters, lr=lr), setting.get("steps_per_epoch", STEPS)
+        hands.append(Hand(pupil.student, method, optimizer, parameters, ce_weight, losses, total_steps=total))
     copies = {p.student: copy.deepcopy(p.student).requires_grad_(False) for p in found} if "ema" in setting else {}
     for batch in steps:
+        for hand in hands:
+            hand.step_count = batch["step"]
         if hasattr(method, "on_epoch") and batch["step"] % setting.get("steps_per_epoch", STEPS) == 0:
             for lesson in (lesson for pupil in found for lesson in pupil.lessons):
                 method.on_epoch(lesson.module, batch["epoch"])

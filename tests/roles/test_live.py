@@ -9,6 +9,7 @@ from raykd.errors import SignalError
 from tests.roles import small
 
 OPTIONS = {"crd": {"num_negatives": 8, "embed_dim": 4}, "fitnet": {"regressor": "conv"}, "dkd": {"schedule": "constant"}}
+OPTIONS |= {"network-grafting": {"layers": ("stage1",)}}  # three grafts in six steps
 METHODS = {s: m for s, m in catalogue.methods().items() if m.scheme == "offline" and "stages" not in m.hooks}  # chains: spine
 OFFLINE = list(METHODS)
 every = pytest.mark.parametrize("slug", OFFLINE)

@@ -141,6 +141,7 @@ def test_a_loss_that_is_not_there_is_a_fault_before_the_start(my_package, teache
 
 CHAINS = {"takd": {"assistants": ("digits_cnn",)}, "dgkd": {"assistants": ("digits_cnn",)}}
 OPTIONS = {"crd": {"num_negatives": 8, "embed_dim": 4}, **CHAINS}
+OPTIONS |= {"network-grafting": {"layers": ("stage1",), "block_share": 0.0}}  # one graft
 
 
 @pytest.mark.parametrize("slug", [s for s, m in methods().items() if m.scheme == "offline" and s != "mt-nguyen"])

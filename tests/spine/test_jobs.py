@@ -36,6 +36,7 @@ def test_every_method_runs_the_crd_protocol(method, real_data, tmp_path):
     job = load(str(ROOT / "jobs" / "cifar100_crd.py"), arguments)
     settings = ON_CIFAR10 | ({"losses.crd.num_negatives": 256} if method == "crd" else {})
     settings |= {"losses.dkd.schedule": "constant"} if method == "dkd" else {}
+    settings |= {"losses.network-grafting.block_share": 0.0} if method == "network-grafting" else {}
     settings |= {"losses.takd.assistants": ["crd_resnet14"]} if method == "takd" else {}
     go(job.replace(**settings), tmp_path / "run")
     steps = read(tmp_path / "run" / "metrics.jsonl", "step")
