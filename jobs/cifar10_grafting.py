@@ -28,7 +28,7 @@ def job(root: str = "data/cifar10", weights: str = "data/resnet56.th", per_class
         teachers={"resnet56": Teacher(model="cifar_resnet56", weights=weights, normalise="imagenet", placement="inline")},
         losses={"network-grafting": Loss("network-grafting")},
         training=Training(
-            optimizer="adam", lr=1e-3, weight_decay=0.0, scheduler="constant", epochs=1400, batch_size=50, eval_every=100
+            optimizer="adam", lr=1e-3, weight_decay=0.0, scheduler="constant", epochs=700, batch_size=50, eval_every=100
         ),
         baseline=True,
     )
