@@ -112,7 +112,7 @@ def test_placement_never_changes_the_result(real_data, tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_workers_equal_one_with_the_whole_batch(real_data, tmp_path, ray_cluster):
-    """Gradients of the grafted block, its adapters and the rest that has none: alike on both; so are the maps in the weights."""
+    """Gradients of the grafted block and its adapters are alike on both, and so are the maps in the weights."""
     settings = {"training.optimizer": "sgd", "training.batch_size": 24, "training.lr": 0.05}
     job = few(real_data, Student(model="tests.spine.plain:plain"), **settings)
     go(job, tmp_path / "one")
