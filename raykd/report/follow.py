@@ -71,19 +71,40 @@ class Progress:
         self.step = 0
         self.epoch = 0
         self.live_steps = 0
+        self.prepared: tuple[int, int] | None = None  # updates before the first step, while there is none: done, of how many
         self._clock = clock
         self._recent: deque[Record] = deque(maxlen=WINDOW)
         self._from: tuple[float, int] | None = None
+        self._began: tuple[float, int] | None = None
+        self._prepared_at = 0.0
 
     def restart(self) -> None:
         """Forgets what was seen: the records follow once more."""
         self.step = self.epoch = self.live_steps = 0
         self._recent.clear()
-        self._from = None
+        self._from = self._began = None
+
+    def prepare(self, record: Record, live: bool = True) -> None:
+        """Takes one record of what comes before the first step."""
+        self.prepared = int(record["done"]), int(record["total"])
+        if not live:
+            return
+        if self._began is None:
+            self._began = (self._clock(), self.prepared[0])
+        self._prepared_at = self._clock()
+
+    @property
+    def prepared_left(self) -> float | None:
+        """Seconds until the first step, extrapolated; None while that is not known."""
+        if self.prepared is None or self._began is None or self.prepared[0] <= self._began[1]:
+            return None
+        done, total = self.prepared
+        return (self._prepared_at - self._began[0]) / (done - self._began[1]) * (total - done)
 
     def add(self, record: Record, live: bool = True) -> None:
         """Takes one step record; `live` is False for what an earlier run wrote, which says nothing about speed now."""
         self.step, self.epoch = int(record["step"]), int(record.get("epoch", 0))
+        self.prepared = None
         if not live:
             return
         if self._from is None:

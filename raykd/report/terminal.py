@@ -102,7 +102,7 @@ class Terminal(Observer):
         path, watch = next(reversed(self._watches.items()))
         if self._live is not None:
             self._live.update(Text(watch.line(), no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif watch.progress.live_steps and self._is_due(path, watch):
+        elif (watch.progress.live_steps or watch.progress.prepared) and self._is_due(path, watch):
             self._printed = (path, watch.progress.epoch, self._clock())
             self._say(watch.line())
 

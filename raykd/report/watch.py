@@ -76,6 +76,12 @@ class Watch:
     def line(self) -> str:
         """The state in one line."""
         progress, epochs = self.progress, self.job.training.epochs
+        if progress.prepared is not None:
+            done, total = progress.prepared
+            left = progress.prepared_left
+            return f"{self.title} · generator {done:,}/{total:,} before the first step" + (
+                f" · {words.duration(left)} left" if left is not None else ""
+            )
         parts = [
             self.title,
             f"epoch {progress.epoch + 1}" + (f"/{epochs}" if epochs else ""),
@@ -101,6 +107,8 @@ class Watch:
             names = ", ".join(record["teachers"])
             text = f"{self.title}: teacher {names} is lost; the others go on without it from step {record['step']:,}"
             return [Remark("warn", text)] if live else []
+        if record.get("kind") == "prepared":
+            self.progress.prepare(record, live)
         if record.get("kind") != "step":
             return []
         self.progress.add(record, live)

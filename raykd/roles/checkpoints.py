@@ -41,6 +41,10 @@ def save(
     """
     place = folder / f"step-{step:08d}"
     place.mkdir(parents=True, exist_ok=True)
+    if step == 0:  # written more than once, as the training is prepared: files of two times do not count as one
+        if rank == 0 and world > 1:
+            (place / "COMMIT").unlink(missing_ok=True)
+        barrier()
     part = place / f".rank-{rank}.{os.getpid()}"
     with part.open("wb") as file:
         torch.save(dict(state), file)

@@ -9,10 +9,11 @@ z is new at each of these steps, or one for all of a round (`synthesis.noise`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +114,7 @@ class Synthesizer:
         self.tapped = Tapped(job.student, student, asked, facts, device) if asked else None
         self.losses: dict[str, BoundLoss] = {}
         self.rate = rate(self._training())
-        self.rounds = 0
+        self.rounds = self.prepared = 0  # rounds, and updates before the first of them, that are done
 
     def _training(self) -> Training:
         """How the generator is trained, in the words of a student's training."""
@@ -205,8 +206,20 @@ class Synthesizer:
             return purpose, number
         return "round", (number - before if purpose == "generator" else number) // (steps[purpose] or 1)
 
+    def prepare(self, through: Through) -> Iterator[dict[str, float]]:
+        """The generator's updates before the first round, from where they are on; yields the terms of each.
+
+        Raises:
+            DivergenceError: its loss is not finite; nothing of this update was done.
+        """
+        while not self.rounds and self.prepared < (self.spec.before or 0):
+            with self._learning(0.0):
+                terms = self._update(through, self.prepared, 0)
+            self.prepared += 1
+            yield terms
+
     def learn(self, through: Through, time: float) -> SynthesisReport:
-        """The generator's steps of one round; of the first round, those before it too.
+        """The generator's steps of one round.
 
         Args:
             through: asks the teachers.
@@ -216,6 +229,17 @@ class Synthesizer:
             DivergenceError: its loss is not finite; nothing of this step was updated.
         """
         report = SynthesisReport()
+        first = (self.spec.before or 0) + self.rounds * (self.spec.generator_steps or 0)
+        with self._learning(time):
+            for number in range(first, first + (self.spec.generator_steps or 0)):
+                report.terms = self._update(through, number, int(time))
+                report.steps += 1
+        self.rounds += 1
+        return report
+
+    @contextlib.contextmanager
+    def _learning(self, time: float) -> Iterator[None]:
+        """The generator may learn, the student may not; afterwards the student is as it was."""
         modes = {m: m.training for m in self.student.modules()}
         self.student.train(self.spec.student_mode == "train")
         self.generator.train()
@@ -225,21 +249,15 @@ class Synthesizer:
         for parameter in self.student.parameters():
             parameter.requires_grad_(False)
         try:
-            steps, before = self.spec.generator_steps or 0, self.spec.before or 0
-            first = before + self.rounds * steps if self.rounds else 0
-            for number in range(first, before + (self.rounds + 1) * steps):
-                torch.manual_seed(derive(self.job.seed, "generator step", number, self.rank))
-                report.terms = self._step(through, number, int(time))
-                report.steps += 1
+            yield
         finally:
             for parameter, grad in zip(self.student.parameters(), kept):
                 parameter.requires_grad_(grad)
             for module, mode in modes.items():
                 module.training = mode
-        self.rounds += 1
-        return report
 
-    def _step(self, through: Through, number: int, epoch: int) -> dict[str, float]:
+    def _update(self, through: Through, number: int, epoch: int) -> dict[str, float]:
+        torch.manual_seed(derive(self.job.seed, "generator step", number, self.rank))
         batch = self.draw("generator", number) | self._read(number)
         judged = self._judge(batch, number, epoch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -466,6 +484,7 @@ class Synthesizer:
         """All that a resumed run needs; plain tensors and numbers."""
         return {
             "rounds": self.rounds,
+            "prepared": self.prepared,
             "generator": self.generator.state_dict(),
             "losses": {name: loss.state_dict() for name, loss in self.losses.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -474,6 +493,7 @@ class Synthesizer:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continues from `state()`."""
         self.rounds = int(state["rounds"])
+        self.prepared = int(state.get("prepared", 0))
         self.generator.load_state_dict(state["generator"])
         for name, loss in self.losses.items():
             loss.load_state_dict(state["losses"][name])

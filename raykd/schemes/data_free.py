@@ -2,6 +2,7 @@
 
 In lock-step the generator and the student take turns, in one process or in several:
 
+    before the first step     `before` updates of the generator, where the method has any; a stop is heard between two
     every student_steps steps    generator_steps of the generator (roles/synthesizer.py), through teachers wherever they live
     every step                   a batch of images it makes, then a step of the student as with any other batch
 
@@ -104,6 +105,11 @@ class Made:
     def through(self, images: torch.Tensor, wanted: Mapping[str, tuple[Signal, ...]]) -> Mapping[str, Signals]:
         """What the teachers say of float images, with gradient back to these."""
         return through(self.sources, images, wanted)
+
+    def prepare(self) -> Iterator[tuple[int, int, dict[str, float]]]:
+        """The generator's updates before the first step: after each how many are done, of how many, and its terms."""
+        for terms in self.synthesizer.prepare(self.through):
+            yield self.synthesizer.prepared, self.job.synthesis.before or 0, terms
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, from the student's step on."""
@@ -298,6 +304,10 @@ class Banked:
         size = (self._count, *self.facts.shape)
         images = torch.randint(256, size, generator=keyed, dtype=torch.int64).to(torch.uint8)
         return _fields(images, torch.zeros(self._count, dtype=torch.int64), torch.arange(self._count))
+
+    def prepare(self) -> Iterator[tuple[int, int, dict[str, float]]]:
+        """Nothing: makers begin with the first step."""
+        return iter(())
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, from the student's step on."""

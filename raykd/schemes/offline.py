@@ -51,6 +51,7 @@ from raykd.signals import REAL, Signal, Signals
 
 Batch = Mapping[str, Tensor]
 PROBE = "probe.json"  # shapes of the teachers' signals
+TOLD_S, KEPT_EVERY = 1.0, 1000  # before the first step: seconds between two records, updates between two checkpoints
 
 
 class Link(Protocol):
@@ -76,6 +77,9 @@ class Link(Protocol):
 
 class Feed(Protocol):
     """Where batches come from: read, or made."""
+
+    def prepare(self) -> Iterator[tuple[int, int, dict[str, float]]]:
+        """What it does before the first step, from where it is on; after each part: how many are done, of how many, terms."""
 
     def epoch(self, epoch: int) -> Iterator[Fields]:
         """The batches of an epoch: what is left of it if the training is within it, else all."""
@@ -104,6 +108,10 @@ class Read:
         self.loader = Loader(
             train, order, job.data.augmentation, start=start, prefetch=launch.prefetch, processes=launch.loader_processes
         )
+
+    def prepare(self) -> Iterator[tuple[int, int, dict[str, float]]]:
+        """Nothing."""
+        return iter(())
 
     def epoch(self, epoch: int) -> Iterator[Fields]:
         """As Feed."""
@@ -393,6 +401,7 @@ class _Run:
         last_step = self.order.steps_per_epoch * (training.epochs or 1)
         if training.max_steps is not None:
             last_step = min(last_step, training.max_steps)
+        self._prepare()
         while self.learner.step_count < last_step:
             epoch = self.learner.step_count // self.order.steps_per_epoch
             yield from self._epoch(epoch, last_step)
@@ -406,6 +415,25 @@ class _Run:
             if tell is not None and self.last is not None:
                 self._tell(epoch, self.last, tell)
         return self._finish(time.time() - started, self.learner.step_count - first)
+
+    def _prepare(self) -> None:
+        """What the feed does before the first step. A stop is heard after each part; what is done is kept now and then.
+
+        Raises:
+            Interrupted: a stop was asked for; a checkpoint was written.
+        """
+        told = time.monotonic() - TOLD_S
+        for done, total, terms in self.feed.prepare():
+            if self.recorder is not None and (time.monotonic() - told >= TOLD_S or done == total):
+                told = time.monotonic()
+                self.recorder.write("prepared", self.learner.step_count, done=done, total=total, terms=terms)
+            stop = bool(all_sum(torch.tensor(float(self.setting.should_stop()))) > 0)
+            if stop or done % KEPT_EVERY == 0 or done == total:
+                self._checkpoint()
+            if stop:
+                raise Interrupted(
+                    f"Stopped after {done:,} of {total:,} updates before the first step; a checkpoint was written."
+                )
 
     def _epoch(self, epoch: int, last_step: int) -> Learning:
         """The steps of an epoch, or what is left of it. Its last checkpoint is the caller's, after the evaluation."""

@@ -121,6 +121,22 @@ def test_images_that_are_shown_are_told_once_with_an_evaluation_or_without(tmp_p
     assert Watch("", job(), tmp_path, 60).poll() == [], "of an earlier start"
 
 
+def test_what_comes_before_the_first_step_is_in_the_line(tmp_path):
+    now = [0.0]
+    append(tmp_path, *({"kind": "prepared", "step": 0, "done": n, "total": 20000} for n in (50, 100)))
+    watch = Watch("", job(), tmp_path, 60, lambda: now[0])
+    assert watch.line() == "small · generator 100/20,000 before the first step"
+    append(tmp_path, {"kind": "prepared", "step": 0, "done": 200, "total": 20000})
+    watch.poll()
+    now[0] = 10.0
+    append(tmp_path, {"kind": "prepared", "step": 0, "done": 1200, "total": 20000})
+    assert watch.poll() == []
+    assert watch.line() == "small · generator 1,200/20,000 before the first step · 3 min 08 s left"
+    append(tmp_path, step(1))
+    watch.poll()
+    assert "step 1/60" in watch.line()
+
+
 def test_images_of_which_nobody_noted_what_teachers_see(tmp_path):
     watch = Watch("", job(), tmp_path, 60)
     old = {"classes": [50, 60], "batches": 4, "file": "images/epoch-0001.png"}

@@ -66,6 +66,19 @@ def test_rank_0_commits_only_after_the_barrier(tmp_path):
     assert steps(tmp_path) == [3], "no other rank commits"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_step_0_is_not_committed_while_it_is_written_again(rank, tmp_path):
+    """Before the first step there may be several, each of another time; with one worker the file is replaced as a whole."""
+    write(tmp_path, 0, world=2)
+    assert steps(tmp_path) == [0]
+    seen = []
+    save(tmp_path, 0, rank, 2, {}, lambda: seen.append(steps(tmp_path)), keep=1)
+    assert seen == ([[], [], [0]] if rank == 0 else [[0]] * 3), "rank 0 takes the mark away and sets it"
+    write(tmp_path / "alone", 0)
+    save(tmp_path / "alone", 0, 0, 1, {}, lambda: seen.append(steps(tmp_path / "alone")), keep=1)
+    assert seen[3:] == [[0]] * 3
+
+
 @pytest.mark.parametrize("keep", [1, 2])
 def test_old_ones_go_and_torn_ones_do_not_count_as_kept(tmp_path, keep):
     (tmp_path / "step-00000008").mkdir()

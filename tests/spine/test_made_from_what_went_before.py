@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from raykd.errors import SignalError
+from raykd.errors import Interrupted, SignalError
+from raykd.launch import hosts
+from raykd.launch.observer import Observer
 from raykd.resolve import resolve
 from raykd.roles.losses import plans
+from raykd.roles.synthesizer import Synthesizer
+from raykd.schemes import offline
 from tests.spine.making import STEPS, banked, contents, making, records
 from tests.spine.small import At, assert_equal_states, final_state, go, trace
 
@@ -73,6 +77,86 @@ def test_the_generator_learns_before_the_first_round(real_data, tmp_path):
         states.append(banked(tmp_path / name)["generator"])
     assert_equal(*states)
     assert trace(tmp_path / "before") == trace(tmp_path / "within")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_a_run_is_stopped_before_its_first_step_and_goes_on(at, real_data, tmp_path, monkeypatch):
+    """Twice: the generator learns each update once, and all of the run is as if it had not been stopped."""
+    job = making(real_data, **METHODS["kegnet"])
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    go(job, whole)
+    honest, seen = Synthesizer._update, []
+
+    def counted(self, through, number, epoch):
+        seen.append(number)
+        if number + 1 in (at, at + 1):
+            (cut / "STOP").touch()
+        return honest(self, through, number, epoch)
+
+    monkeypatch.setattr(hosts, "STOP_POLL_S", 0.0)
+    monkeypatch.setattr(Synthesizer, "_update", counted)
+    with pytest.raises(Interrupted, match=f"Stopped after {at} of 4 updates before the first step; it is in a checkpoint"):
+        go(job, cut)
+    assert not trace(cut)
+    if at < 4:
+        with pytest.raises(Interrupted, match=f"Stopped after {at + 1} of 4 updates"):
+            go(job, cut, resume=True)
+    go(job, cut, resume=True)
+    assert seen == [0, 1, 2, 3]
+    assert trace(cut) == trace(whole)
+    assert_equal_states(final_state(whole), final_state(cut))
+    assert [r["done"] for r in records(whole, "prepared")][-1] == 4
+
+
+@pytest.mark.slow
+def test_what_was_learnt_before_the_first_step_is_kept_now_and_then(real_data, tmp_path, monkeypatch):
+    job = making(real_data, **METHODS["kegnet"])
+    honest, seen = Synthesizer._update, []
+
+    def dying(self, through, number, epoch):
+        seen.append(number)
+        if len(seen) == 4:
+            raise Died
+        return honest(self, through, number, epoch)
+
+    monkeypatch.setattr(offline, "KEPT_EVERY", 2)
+    monkeypatch.setattr(Synthesizer, "_update", dying)
+    with pytest.raises(Died):
+        go(job, tmp_path / "cut")
+    go(job, tmp_path / "cut", resume=True)
+    assert seen == [0, 1, 2, 3, 2, 3]
+    go(job, tmp_path / "whole")
+    assert trace(tmp_path / "cut") == trace(tmp_path / "whole")
+
+
+class Stops(Observer):
+    """Asks for a stop as soon as something before the first step is recorded."""
+
+    folder = None
+
+    def begin(self, path, job, folder, total_steps):  # noqa: ARG002
+        self.folder = folder
+
+    def poll(self):
+        if self.folder is not None and (self.folder / "metrics.jsonl").is_file() and records(self.folder, "prepared"):
+            (self.folder / "STOP").touch()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_stop_after_the_same_update(real_data, tmp_path, ray_cluster):
+    settings = {"synthesis.before": 120, "launch.backend": "ray", "launch.workers": 2, "training.max_steps": 3}
+    job = making(real_data, **METHODS["kegnet"] | settings)
+    with pytest.raises(Interrupted, match=r"Stopped after \d+ of 120 updates"):
+        go(job, tmp_path / "cut", Stops())
+    done = {banked(tmp_path / "cut", rank)["prepared"] for rank in range(2)}
+    assert len(done) == 1
+    assert 0 < done.pop() < 120
+    go(job, tmp_path / "cut", resume=True)
+    go(job, tmp_path / "whole")
+    assert trace(tmp_path / "cut") == trace(tmp_path / "whole")
+    assert_equal(*(banked(tmp_path / name)["generator"] for name in ("cut", "whole")))
 
 
 def local_loss(student_logits, teacher_logits_local, *, weight: float = 1.0, ce_weight: float = 0.0):
