@@ -161,7 +161,7 @@ def _images(run: runs.Run) -> list[str]:
     note += f" Classes without an image: {len(counts) - len(told)}." if len(told) < len(counts) else ""
     if "batches" in last:
         note += f" The bank: {last['batches']} batches of {last['made']} made; {last['stale']} came too late"
-        note += f", {last['damaged']} were damaged on disk." if last.get("damaged") else "."
+        note += f", {last['damaged']} damaged on disk." if last.get("damaged") else "."
     before = [grids[i] for i in sorted({round(k * (len(grids) - 1) / EARLIER) for k in range(EARLIER)}) if i < len(grids) - 1]
     small = "".join(_grid(run, shown, SMALL) for shown in before)
     left = _grid(run, last, LARGE) + (f'<div class="earlier">{small}</div>' if before else "")

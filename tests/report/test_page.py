@@ -159,7 +159,7 @@ def test_earlier_grids(epochs, earlier, tmp_path):
 def test_what_the_bank_held_is_told(tmp_path):
     more = {"batches": 4, "made": 10, "stale": 2, "damaged": 1}
     text = " ".join(page(making(tmp_path / "run", **more)).text)
-    assert "The bank: 4 batches of 10 made; 2 came too late, 1 were damaged on disk." in text
+    assert "The bank: 4 batches of 10 made; 2 came too late, 1 damaged on disk." in text
 
 
 def test_a_large_grid_is_made_smaller_and_a_missing_or_broken_one_left_out(tmp_path):
