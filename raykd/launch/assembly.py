@@ -105,9 +105,15 @@ def check_beside(job: Job, known: Facts) -> None:
     """Whether training images are as those that are made beside them.
 
     Raises:
+        ConfigError: they are augmented to another size.
         DataError: they are of another shape, or cannot be read.
     """
-    shape = job.data.augmentation.out_shape(open_data(job.data, "train", job.data_seed).shape)
+    shape = open_data(job.data, "train", job.data_seed).shape
+    if job.data.augmentation.out_shape(shape) != shape:
+        raise ConfigError(
+            f"data.augmentation.resized_crop: expected {shape[1]}, as training images are without it, got "
+            f"{job.data.augmentation.resized_crop}. Change it, or data.size."
+        )
     if shape != known.shape:
         raise DataError(
             f"data.train: expected images of {known.shape}, as those that are measured on and made, got {shape}. Set data.size."

@@ -144,7 +144,7 @@ def _inspect(job: Job, path: str, spoiled: tuple[str, ...], beside: Mapping[str,
         trains = trains and not collect.told("data.test")
         known = collect.of("data", lambda: assembly.facts(job)) if trains else None
         if known is not None and assembly.makes_images(job) and assembly.reads_images(job) and has_split(job.data, "train"):
-            collect.of("data.train", lambda: assembly.check_beside(job, known))
+            collect.of("data", lambda: assembly.check_beside(job, known))
         if known is not None and "student" not in job.teachers:
             share = len(job.peers) if job.exchange.shards == "disjoint" and job.peers else 1
             found.steps_per_epoch = _steps(job, known, collect, share)

@@ -249,7 +249,7 @@ def synthesis(job: Job) -> list[str]:
     reads = assembly.reads_images(job)
     if job.data.augmentation != type(job.data.augmentation)() and not spec.real:
         found.append("data.augmentation: made images are not augmented. Leave it out.")
-    if job.data.augmentation.mixes:
+    if job.data.augmentation.mixes and spec.real:
         found.append("data.augmentation: images read beside made ones are not mixed. Leave mixup and cutmix out.")
     for setting in ("limit", "per_class", "shard", "augmentation_epochs"):
         if getattr(job.data, setting) is not None and not reads:

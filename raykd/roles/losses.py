@@ -467,7 +467,7 @@ class BoundLoss(nn.Module):
         names = self.plan.method.judged
         if not names:
             return {}
-        values = {name: self._plain(name, batch, epoch, step, (rank, 0)) for name in names}
+        values = {name: self._plain(name, batch, epoch, step, (rank, 1)) for name in names}
         found: dict[str, Tensor] = self.plan.method.imported().critics(self._called(), **values)
         return found
 

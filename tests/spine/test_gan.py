@@ -160,6 +160,12 @@ def test_training_images_of_another_size_are_a_fault(real_data):
     )
 
 
+def test_training_images_keep_their_size(real_data):
+    (fault,) = inspect(compared(real_data, **{"data.augmentation.resized_crop": 20})).faults
+    assert fault.startswith("data.augmentation.resized_crop: expected 28, as training images are without it, got 20")
+    assert inspect(compared(real_data, **{"data.augmentation.resized_crop": 28})).faults == []
+
+
 def test_options_of_the_critic_are_checked_without_a_run(real_data):
     for options, told in (
         ({"dropout": 1.0}, "dropout: expected 0"),
@@ -176,3 +182,16 @@ def test_a_job_as_it_is_has_no_fault(real_data):
     assert found.faults == []
     assert any(f"training images ({LIMIT} of them)" in note for note in found.notes)
     assert checked.synthesis(resolve(compared(real_data, **{"launch.workers": 2}))) == []
+
+
+@pytest.mark.slow
+def test_digits_are_made_as_they_are_wanted(real_data, tmp_path):
+    """A minute of MNIST: the teacher sees the class wanted in nearly all images, and the student learns from these alone."""
+    options = {"width": 8, "critic_lr": 1e-3, "dropout": 0.25}
+    settings = {"synthesis.lr": 1e-3, "synthesis.options.width": 8, "synthesis.show": 64, "synthesis.steps_per_epoch": 300}
+    settings |= {"synthesis.before": 800, "synthesis.generator_steps": 0, "synthesis.real": 0.0, "training.batch_size": 32}
+    settings |= {"data.limit": None, "data.eval_limit": 500, "training.epochs": 1, "training.scheduler": "constant"}
+    result = go(compared(real_data, options, **settings), tmp_path / "run")
+    (record,) = read(tmp_path / "run" / "metrics.jsonl", "eval")
+    assert record["shown"]["wanted"] > 0.6, record
+    assert record["top1"] > 0.6, result
