@@ -68,8 +68,8 @@ class Plan:
     @property
     def teacher_layers(self) -> tuple[str, ...]:
         """The layers it reads of its one teacher."""
-        found = (s.layer for w in self.wires if w.parameter.role == "teacher" for s in w.signals)
-        return tuple(dict.fromkeys(layer for layer in found if layer is not None))
+        layered = (w.of(0) for w in self.wires if w.parameter.role == "teacher" and w.parameter.plural)
+        return tuple(str(signal.layer) for signal in next(layered, ()))
 
     def reads(self, name: str) -> bool:
         """Whether it is called, or built, with a value of this name."""
