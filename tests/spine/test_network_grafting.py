@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 from dataclasses import replace
 from itertools import pairwise
 
@@ -17,11 +15,13 @@ from raykd.config import Branching, Peer
 from raykd.data.normalise import Normalise
 from raykd.data.splits import open_data
 from raykd.errors import Interrupted, JobFaults
+from raykd.launch import hosts
 from raykd.launch.checks import inspect
 from raykd.launch.run import run
 from raykd.resolve import resolve
+from raykd.roles.learner import Learner
 from raykd.roles.recorder import read
-from tests.spine.small import At, assert_equal_states, final_state, go, trace
+from tests.spine.small import assert_equal_states, final_state, go, trace
 
 STEPS = 14
 NARROW = Student(model="crd_resnet8", options={"widths": (8, 8, 16, 32)})  # half the teacher's channels
@@ -91,12 +91,21 @@ def test_blocks_stand_still_until_their_turn(real_data, tmp_path):
 
 
 @pytest.mark.parametrize("at", [6, 7, 10])
-def test_stop_and_resume(at, real_data, tmp_path):
+def test_stop_and_resume(at, real_data, tmp_path, monkeypatch):
     """In a graft, and where two blocks are to be joined next."""
-    job = few(real_data, NARROW)
+    job, honest = few(real_data, NARROW), Learner.stepping
     go(job, tmp_path / "whole")
+
+    def stopping(self, *args, **kwargs):
+        if self.step_count == at - 1:
+            (tmp_path / "cut" / "STOP").touch()
+        return honest(self, *args, **kwargs)
+
+    monkeypatch.setattr(hosts, "STOP_POLL_S", 0.0)
+    monkeypatch.setattr(Learner, "stepping", stopping)
     with pytest.raises(Interrupted, match="checkpoint was written"):
-        go(job, tmp_path / "cut", At(at, lambda _: os.kill(os.getpid(), signal.SIGTERM)))
+        go(job, tmp_path / "cut")
+    monkeypatch.undo()
     go(job, tmp_path / "cut", resume=True)
     assert_equal_states(final_state(tmp_path / "whole"), final_state(tmp_path / "cut"))
     assert trace(tmp_path / "cut") == trace(tmp_path / "whole")
