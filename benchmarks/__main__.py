@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from benchmarks import measure, tables
 from benchmarks.scene import DATA, Scene
+from raykd.roles.process import ALLOCATOR
 
 T = TypeVar("T")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
@@ -34,8 +35,7 @@ KNOWN = (*DEFAULT, "torchdistill", SWEEPS)
 ENVIRONMENT = {  # of every process of every row
     "OMP_NUM_THREADS": "1",
     "RAY_worker_niceness": "0",  # Ray's default is 15: its processes would yield to everything else on the machine
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),  # else glibc gives pages back after a step, or not, by luck: up to 8 % of a step
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    **ALLOCATOR,  # raykd sets it in its own processes; here the hand-written loop has it too
 }
 SETTLE_S = 0.4  # between segments: what the row before left running ends
 

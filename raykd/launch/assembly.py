@@ -22,6 +22,7 @@ from raykd.exchange.sources import InlineSource, LocalSource, Source
 from raykd.exchange.stored import StoreSource
 from raykd.roles.losses import Plan, image_plans, plans
 from raykd.roles.network import Facts, branching_of, input_shape, model_options, pick_device, structured
+from raykd.roles.process import settle
 from raykd.roles.teacher import Committee, own_facts
 from raykd.roles.teacher import Teacher as TeacherRole
 from raykd.signals import Signal, is_norm
@@ -212,7 +213,7 @@ def codec(job: Job, found: list[Plan], teacher: str) -> codecs.Codec:
 
 def make_committee(job: Job, names: tuple[str, ...], known: Facts) -> Committee:
     """The teachers of one replica, in this process."""
-    torch.set_num_threads(job.launch.threads)
+    settle(job.launch.threads)
     specs = {name: job.teachers[name] for name in names}
     gpus = max(spec.gpus if pooled(spec) else job.launch.gpus for spec in specs.values())
     device = pick_device(job.launch.device, gpus)

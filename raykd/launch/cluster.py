@@ -16,6 +16,7 @@ import ray
 
 from raykd.config import Job
 from raykd.errors import ResourceError
+from raykd.roles.process import environment
 
 NAMESPACE = "raykd"
 EXCLUDES = [".git", ".venv", "venv", "runs", "__pycache__", "*.parquet", "*.arrow", "*.safetensors", "*.pt", "*.th"]
@@ -204,8 +205,14 @@ def _size(folder: Path) -> int:
 
 
 def _env() -> dict[str, str]:
-    """Environment of every process of the run: one thread unless the role asks for more, this driver's import path."""
+    """Environment of every process of the run: one thread unless the role asks for more, memory that is kept from step to step,
+    this driver's import path."""
     paths = [str(Path(p).resolve()) for p in sys.path if p and Path(p).is_dir() and "site-packages" not in p]
     extra = [p for p in paths if not p.startswith(sys.base_prefix)]
     kept = {name: os.environ[name] for name in ("RAYKD_CACHE", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S") if name in os.environ}
-    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys([str(Path.cwd()), *extra])), "OMP_NUM_THREADS": "1", **kept}
+    return {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(Path.cwd()), *extra])),
+        "OMP_NUM_THREADS": "1",
+        **environment(),
+        **kept,
+    }

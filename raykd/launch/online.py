@@ -30,6 +30,7 @@ from raykd.launch.peering import Part, together
 from raykd.roles import checkpoints
 from raykd.roles.evaluator import count_right
 from raykd.roles.network import Facts, Tapped, build, pick_device
+from raykd.roles.process import settle
 from raykd.roles.recorder import read
 from raykd.schemes.offline import Learning, Meeting, Setting, learning
 from raykd.schemes.online import Copy, Near, Neighbour, PeerLink, learn_together, margin
@@ -232,7 +233,7 @@ def measured(group: Group) -> dict[str, Any] | None:
     names = [n for n in job.peers if (group.folder / ROOM / n / hosts.LEARNED).exists()]
     if split is None or len(names) < 2:
         return None
-    torch.set_num_threads(job.launch.threads)
+    settle(job.launch.threads)
     dataset = open_data(job.data, split, job.data_seed)
     device = pick_device(job.launch.device, job.launch.gpus)
     probabilities: list[NDArray[np.float64]] = []

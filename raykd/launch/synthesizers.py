@@ -18,6 +18,7 @@ from raykd.launch.cluster import NAMESPACE, role_env
 from raykd.launch.replicas import until_ready
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts, pick_device
+from raykd.roles.process import settle
 from raykd.schemes.data_free import Snapshot, Workshop
 
 
@@ -25,7 +26,7 @@ class Maker:
     """One synthesizer: a generator, teachers of its own, a student as it was."""
 
     def __init__(self, job: Job, plans: list[Plan], known: Facts, number: int) -> None:
-        torch.set_num_threads(job.launch.threads)
+        settle(job.launch.threads)
         device = pick_device(job.launch.device, job.synthesis.gpus)
         self._work = Workshop(job, plans, known, own_sources(job, known), device, number)
 

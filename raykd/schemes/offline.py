@@ -44,6 +44,7 @@ from raykd.roles.learner import Learner, alone
 from raykd.roles.losses import Plan
 from raykd.roles.network import Facts, branching_of, pick_device, plain
 from raykd.roles.optimisation import all_sum, world_size
+from raykd.roles.process import settle
 from raykd.roles.recorder import Recorder, read
 from raykd.roles.teacher import check_finite
 from raykd.schemes import data_free
@@ -239,7 +240,7 @@ def learn(rank: int, world: int, job: Job, sources: Mapping[str, Source], settin
 
 def learning(rank: int, world: int, job: Job, sources: Mapping[str, Source], setting: Setting) -> Learning:
     """`learn` of a student that may have peers: yields an Offer at each exchange and is sent what was Said."""
-    torch.set_num_threads(job.launch.threads)
+    settle(job.launch.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.launch.tf32
     made = bool(setting.images)
     reads = not made or bool(job.synthesis.real) or any(plan.reads(name) for plan in setting.images for name in REAL)
