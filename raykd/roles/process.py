@@ -1,7 +1,7 @@
 """What a process in which models run sets before they do: threads, and how the C library's allocator keeps memory.
 
-Left alone, glibc gives the pages of a step's activations back to the system and takes them anew in the next: on a CPU up to half
-of the time of an inference goes there (docs/benchmarks.md, "Pages"). Here freed memory stays, up to a bound.
+Left alone, glibc gives the pages of a step's activations back to the system and takes them anew in the next: on a CPU up to
+half of the time of an inference goes there (docs/benchmarks.md, "Pages"). Here freed memory stays, up to a bound.
 """
 
 from __future__ import annotations
