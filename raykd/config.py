@@ -345,6 +345,11 @@ class Training:
     sync_batchnorm: bool = False
     evaluate: Literal["student", "ema"] = "student"
 
+    def steps(self, per_epoch: int) -> int:
+        """Steps of the whole training."""
+        every = per_epoch * (self.epochs or 1)
+        return every if self.max_steps is None else min(every, self.max_steps)
+
 
 @dataclass(frozen=True)
 class Launch:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -266,7 +266,7 @@ def resolve(job: Job) -> Job:
     if training.ema is None and any("ema" in m.roles or any("ema" in (p.view or "") for p in m.signals) for m in methods):
         training = dataclasses.replace(training, ema=EMA_DECAY)
     synthesis = _synthesis(job.synthesis, methods)
-    reads = bool(synthesis.real) or any(m.reads_real for m in methods)
+    reads = _reads_images(synthesis, methods)
     return dataclasses.replace(
         job,
         data=_resolve_data(job.data if reads else _without_images(job.data, methods)),
@@ -310,6 +310,15 @@ def _without_images(data: Data, methods: list[catalogue.Method]) -> Data:
     if data.train not in (None, NO_DATA):
         raise JobFaults.of([f"data.train: this job makes its own images, got {data.train!r} to learn from. Leave it out."])
     return dataclasses.replace(data, train=NO_DATA)
+
+
+def reads_images(job: Job) -> bool:
+    """Whether a job that makes its own images reads training images beside: a share of each batch, or as its method wants."""
+    return _reads_images(job.synthesis, [catalogue.method(loss.method) for loss in job.losses.values()])
+
+
+def _reads_images(spec: Synthesis, methods: Sequence[catalogue.Method]) -> bool:
+    return bool(spec.real) or any(m.reads_real for m in methods)
 
 
 def _synthesis(own: Synthesis, methods: list[catalogue.Method]) -> Synthesis:

@@ -20,6 +20,7 @@ from raykd.exchange import codec as codecs
 from raykd.exchange.asking import Ask, Asks
 from raykd.exchange.sources import InlineSource, LocalSource, Source
 from raykd.exchange.stored import StoreSource
+from raykd.resolve import reads_images
 from raykd.roles.losses import Plan, image_plans, plans
 from raykd.roles.network import Facts, branching_of, input_shape, model_options, pick_device, structured
 from raykd.roles.process import settle
@@ -94,12 +95,6 @@ def norms(job: Job, known: Facts) -> dict[str, list[str]]:
 def makes_images(job: Job) -> bool:
     """Whether a job has no images to learn from, and makes its own."""
     return any(catalogue.method(loss.method).images is not None for loss in job.losses.values())
-
-
-def reads_images(job: Job) -> bool:
-    """Whether a job that makes its own images reads training images beside: a share of each batch, or as its method wants."""
-    methods = (catalogue.method(loss.method) for loss in job.losses.values())
-    return bool(job.synthesis.real) or any(m.reads_real for m in methods)
 
 
 def check_beside(job: Job, known: Facts) -> None:

@@ -258,14 +258,7 @@ def _one(path: str, job: Job, folder: Path, watcher: _Watcher) -> dict[str, Any]
     known = assembly.facts(job)
     plans = assembly.connect(job, known)
     stores.require(job, plans, known)
-    steps = Order(
-        known.num_samples, job.training.batch_size or 1, job.data_seed, drop_last=job.training.drop_last
-    ).steps_per_epoch
-    total = min(steps * (job.training.epochs or 1), job.training.max_steps or 10**12)
-    for name in ("STOP", "fatal.json", "learned.json"):
-        (folder / name).unlink(missing_ok=True)
-    watcher.active = folder
-    watcher.observer.begin(path, job, folder, total)
+    _begin(path, job, known.num_samples, folder, watcher)
     try:
         host = _local if job.launch.backend == "local" else _on_ray
         measured, learned = host(path, job, plans, known, folder, watcher)
@@ -285,11 +278,10 @@ def _begin(path: str, job: Job, samples: int, folder: Path, watcher: _Watcher) -
     """Clears what an earlier start has left, and tells the observer."""
     training = job.training
     steps = Order(samples, training.batch_size or 1, job.data_seed, drop_last=training.drop_last).steps_per_epoch
-    total = min(steps * (training.epochs or 1), training.max_steps or 10**12)
     for name in ("STOP", "fatal.json", "learned.json"):
         (folder / name).unlink(missing_ok=True)
     watcher.active = folder
-    watcher.observer.begin(path, job, folder, total)
+    watcher.observer.begin(path, job, folder, training.steps(steps))
 
 
 def _head(job: Job, folder: Path, started: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from raykd.data.splits import has_split
 from raykd.errors import RaykdError, near
 from raykd.exchange import codec as codecs
 from raykd.launch import assembly, peering
+from raykd.resolve import reads_images
 from raykd.roles.losses import heard, schedule
 from raykd.roles.optimisation import optimizer, rate
 from raykd.signals import BLOCKS, EMA, SOURCES, VIEWS
@@ -246,7 +247,7 @@ def synthesis(job: Job) -> list[str]:
             "data.test: expected images to measure on, which say how large the made ones are. Set data.test or data.eval."
         )
     spec, launch = job.synthesis, job.launch
-    reads = assembly.reads_images(job)
+    reads = reads_images(job)
     if job.data.augmentation != type(job.data.augmentation)() and not spec.real:
         found.append("data.augmentation: made images are not augmented. Leave it out.")
     if job.data.augmentation.mixes and spec.real:

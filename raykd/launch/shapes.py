@@ -19,7 +19,7 @@ from raykd.errors import ModelError, RaykdError, SignalError, told
 from raykd.launch import assembly
 from raykd.roles.learner import shapes_of, without_ema
 from raykd.roles.losses import BoundLoss, Plan
-from raykd.roles.network import Facts, Tapped, branching_of, input_shape, model_options, structured
+from raykd.roles.network import Facts, Tapped, branching_of, input_shape, model_options, own_dtype, structured
 from raykd.roles.pieces import pieces
 from raykd.roles.synthesizer import generator_of
 from raykd.signals import CLASSIFIER, LOCAL, Signal, Signals, is_norm
@@ -177,7 +177,7 @@ def bind(
         with META:
             shapes = {role: shapes_of(found) for role, found in roles.items()}
             loss = BoundLoss(plan, shapes, known, torch.zeros(known.num_samples, dtype=torch.int64), job, more)
-            loss.to(torch.float64 if job.student.dtype == "float64" else torch.float32)
+            loss.to(own_dtype(job.student))
             fields = {name: torch.zeros(batch, dtype=torch.int64) for name in ("labels", "sample_index")}
             fields["images"] = torch.zeros((batch, *known.shape), dtype=torch.float32 if images else torch.uint8)
             fields["latents"] = torch.zeros((batch, job.synthesis.latent or 1))

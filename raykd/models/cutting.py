@@ -15,7 +15,7 @@ from raykd.models.addresses import Layer, classifier_path, resolve_all
 from raykd.models.measure import evaluating
 from raykd.models.replay import Trace, dry_run, inside, replace, trace
 from raykd.models.structure import Shape, switch_off_inplace
-from raykd.models.taps import _logits_of as logits_of
+from raykd.models.taps import logits_of
 from raykd.parts.grafts import Block, fold
 
 CLOSE = 1e-3  # between two ways to the same logits, of their largest

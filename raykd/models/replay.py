@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from raykd.errors import ModelError
 from raykd.models.addresses import Layer
 from raykd.models.measure import evaluating
-from raykd.models.taps import _logits_of as logits_of
+from raykd.models.taps import logits_of
 
 Side = tuple[str, Literal["in", "out"]]
 Held = dict[Side, list[Any]]

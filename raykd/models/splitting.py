@@ -12,7 +12,7 @@ from raykd.errors import ModelError, SignalError, told
 from raykd.models.addresses import Layer, aliases, resolve, stages
 from raykd.models.replay import Held, Replay, Side, Tape, dry_run, inside, replace, run, trace
 from raykd.models.structure import Branched, Make, Shape, layer_of, switch_off_inplace
-from raykd.models.taps import _logits_of as logits_of
+from raykd.models.taps import logits_of
 
 K = TypeVar("K")
 

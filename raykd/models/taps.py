@@ -53,7 +53,7 @@ class _Probe:
         self._keep(args[0] if args else next(iter(kwargs.values()), None))
 
     def on_output(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        self._keep(_logits_of(output) if self.root else output)
+        self._keep(logits_of(output) if self.root else output)
 
     def _keep(self, value: Any) -> None:
         if not self.forward.running:
@@ -213,7 +213,7 @@ def _version(value: Any) -> int | None:
     return value._version if isinstance(value, Tensor) and not value.is_inference() else None
 
 
-def _logits_of(output: Any) -> Any:
+def logits_of(output: Any) -> Any:
     """The logits in a model's output: the output, its entry or its field `logits`."""
     if isinstance(output, Mapping):
         return output.get("logits", output)

@@ -14,7 +14,7 @@ from raykd.models.addresses import resolve
 from raykd.models.replay import trace
 from raykd.models.slimmable import check_slimmable, fits_by_rounding, grid, norms_at, slimmed, try_width
 from raykd.models.structure import Branched, Make, Shape
-from raykd.models.taps import _logits_of as logits_of
+from raykd.models.taps import logits_of
 
 
 class Widths(Branched):

@@ -25,7 +25,7 @@ from raykd.errors import ConfigError, DivergenceError, SignalError
 from raykd.models.taps import replace_output
 from raykd.roles.hearing import Heard, hear, with_aggregates
 from raykd.roles.losses import BoundLoss, Plan
-from raykd.roles.network import Facts, Tapped, build, input_shape
+from raykd.roles.network import Facts, Tapped, build, input_shape, own_dtype
 from raykd.roles.optimisation import all_sum, average_buffers, optimizer, rate, sync_gradients, world_size
 from raykd.roles.pieces import pieces
 from raykd.roles.teacher import own_facts
@@ -144,8 +144,7 @@ class Learner:
                 bound = BoundLoss(plan, shapes, self.facts, self.labels, self.job, self._pieces(plan))
             except (SignalError, ValueError) as error:
                 raise SignalError(f"losses.{plan.name}: {error}") from None
-            dtype = torch.float64 if self.job.student.dtype == "float64" else torch.float32
-            bound.to(self.device, dtype).prepare()
+            bound.to(self.device, own_dtype(self.job.student)).prepare()
             self.losses[plan.label] = bound
         self.optimizer = optimizer(self.job.training, [self.student, *self.losses.values()])
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -163,9 +162,7 @@ class Learner:
     @property
     def total_steps(self) -> int:
         """Steps of the whole training."""
-        steps = self.steps_per_epoch * (self.job.training.epochs or 1)
-        most = self.job.training.max_steps
-        return steps if most is None else min(steps, most)
+        return self.job.training.steps(self.steps_per_epoch)
 
     def bind(self, batch: Mapping[str, Tensor], teacher_signals: TeacherSignals) -> None:
         """`probing` of a student without peers."""

@@ -57,6 +57,11 @@ def build(spec: Network, facts: Facts, device: torch.device | None = None) -> nn
     return model.to(memory_format=torch.channels_last) if spec.channels_last else model  # type: ignore[call-overload]
 
 
+def own_dtype(spec: Network) -> torch.dtype:
+    """Of what is trained beside a network: float64 where that computes so, else float32."""
+    return torch.float64 if spec.dtype == "float64" else torch.float32
+
+
 def structured(spec: Network, facts: Facts) -> nn.Module:
     """The model without weights from elsewhere, with its branches where it has several."""
     own = model_options(spec, facts)

@@ -33,7 +33,7 @@ from raykd.roles.hearing import hear
 from raykd.roles.learner import shapes_of
 from raykd.roles.losses import BoundLoss, Plan
 from raykd.roles.meta import Route
-from raykd.roles.network import Facts, Tapped
+from raykd.roles.network import Facts, Tapped, own_dtype
 from raykd.roles.optimisation import all_sum, optimizer, rate, sync_gradients
 from raykd.signals import CLASSIFIER, LOCAL, REAL, Signal, Signals
 
@@ -104,7 +104,7 @@ class Synthesizer:
         self.job, self.plans, self.facts, self.device = job, list(plans), facts, device
         self.rank, self.world, self.student, self.beside = rank, world, student, beside
         self.spec = job.synthesis
-        self.dtype = torch.float64 if job.student.dtype == "float64" else torch.float32
+        self.dtype = own_dtype(job.student)
         self.count = (job.training.batch_size or 1) // world
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(job.seed, "generator"))

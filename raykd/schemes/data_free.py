@@ -42,7 +42,7 @@ from raykd.models.generators import Pixels
 from raykd.roles.beside import Beside
 from raykd.roles.learner import Learner
 from raykd.roles.losses import Plan
-from raykd.roles.network import DTYPES, Facts, build, plain
+from raykd.roles.network import Facts, build, own_dtype, plain
 from raykd.roles.synthesizer import SynthesisReport, Synthesizer, wants_classes
 from raykd.signals import Signal, Signals
 
@@ -73,7 +73,7 @@ class Made:
         for source in sources.values():
             source.window = 1  # the next images are made by a generator that has learnt from this step
         student = plain(learner.student)
-        dtype = DTYPES["float64" if job.student.dtype == "float64" else "float32"]
+        dtype = own_dtype(job.student)
         self._beside = Beside(train, job, learner.rank, order.world, dtype) if train is not None else None
         self.synthesizer = Synthesizer(job, plans, facts, student, learner.device, learner.rank, order.world, self._beside)
         self._said = SynthesisReport()

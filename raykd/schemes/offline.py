@@ -38,6 +38,7 @@ from raykd.data.splits import has_split, open_data
 from raykd.errors import Interrupted, LostError
 from raykd.exchange.sources import Pending, Source
 from raykd.models import Branched
+from raykd.resolve import reads_images
 from raykd.roles import checkpoints
 from raykd.roles.evaluator import Accuracy, evaluate, evaluate_branches
 from raykd.roles.learner import Learner, alone
@@ -48,7 +49,7 @@ from raykd.roles.process import settle
 from raykd.roles.recorder import Recorder, read
 from raykd.roles.teacher import check_finite
 from raykd.schemes import data_free
-from raykd.signals import REAL, Signal, Signals
+from raykd.signals import Signal, Signals
 
 Batch = Mapping[str, Tensor]
 PROBE = "probe.json"  # shapes of the teachers' signals
@@ -243,8 +244,7 @@ def learning(rank: int, world: int, job: Job, sources: Mapping[str, Source], set
     settle(job.launch.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.launch.tf32
     made = bool(setting.images)
-    reads = not made or bool(job.synthesis.real) or any(plan.reads(name) for plan in setting.images for name in REAL)
-    train = open_data(job.data, "train", job.data_seed) if reads else None
+    train = open_data(job.data, "train", job.data_seed) if not made or reads_images(job) else None
     order = _order(job, setting.facts.num_samples if made or train is None else len(train), world, rank)
     device = pick_device(job.launch.device, job.launch.gpus)
     meeting = setting.meeting
@@ -399,9 +399,7 @@ class _Run:
         self._remember(lost)
         past = read(self.setting.folder / "metrics.jsonl", "eval") if self.rank == 0 else []
         self.best = max(past, key=lambda r: r["top1"], default=None)
-        last_step = self.order.steps_per_epoch * (training.epochs or 1)
-        if training.max_steps is not None:
-            last_step = min(last_step, training.max_steps)
+        last_step = self.learner.total_steps
         self._prepare()
         while self.learner.step_count < last_step:
             epoch = self.learner.step_count // self.order.steps_per_epoch
