@@ -4,8 +4,9 @@ real         peers on CIFAR-10 that teach each other by dml, beside the same pee
 simulated    2 to 32 peers whose step is a sleep of 200 ms, on a ring and all with all; logits of 1000 classes, batch 32
 slow         three such peers, one of them three times slower: signals, and weights of which the newest is taken
 
-A home is an actor that holds one peer of each company: peers that learn together, or each alone. The companies take turns of a
-few steps, so that all see the same machine. Learners, mailboxes and messages are those of a run (raykd/launch/peers.py).
+A home is an actor that holds one process of each company: one peer, or several that share an actor; peers that learn together,
+or each alone. The companies take turns of a few steps, so that all see the same machine. Learners, mailboxes and messages are
+those of a run (raykd/launch/peers.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -36,13 +38,15 @@ from raykd.exchange.mailbox import Mailbox
 from raykd.launch import assembly, peering
 from raykd.launch.cluster import NAMESPACE
 from raykd.launch.online import Group, boxes_of, members
+from raykd.launch.peering import together
 from raykd.resolve import resolve
 from raykd.schemes.online import learn_together
 
-MODELS = {
-    "20, 20": ("crd_resnet20",) * 2,
-    "20, 14": ("crd_resnet20", "crd_resnet14"),
-    "20, 20, 14, 14": ("crd_resnet20", "crd_resnet20", "crd_resnet14", "crd_resnet14"),
+MODELS = {  # what each actor holds
+    "20, 20": (("crd_resnet20",), ("crd_resnet20",)),
+    "20, 14": (("crd_resnet20",), ("crd_resnet14",)),
+    "20, 20, 14, 14": (("crd_resnet20",), ("crd_resnet20",), ("crd_resnet14",), ("crd_resnet14",)),
+    "20 + 14, 20 + 14": (("crd_resnet20", "crd_resnet14"),) * 2,
 }
 QUICK_MODELS = ("20, 14",)
 SIZES, QUICK_SIZES = (2, 4, 8, 16, 32), (2, 4)
@@ -58,11 +62,16 @@ QUICK_BUDGETS = {"peers": (3, 4), "exchange": (2, 5), "slow": (2, 10)}
 
 @dataclass(frozen=True)
 class Company(Group):
-    """A group whose i-th peer lives in the i-th home."""
+    """A group whose i-th process lives in the i-th home."""
+
+    @property
+    def processes(self) -> dict[str, tuple[str, ...]]:
+        """Process -> its peers."""
+        return together(self.job)
 
     def actor(self, process: str, rank: int) -> str:  # noqa: ARG002
         """Name of that home."""
-        return home(list(self.job.peers).index(process))
+        return home(list(self.processes).index(process))
 
 
 def home(place: int) -> str:
@@ -71,7 +80,7 @@ def home(place: int) -> str:
 
 
 class Home:
-    """An actor with one peer of each company."""
+    """An actor with one process of each company."""
 
     def __init__(self) -> None:
         self._boxes: dict[str, Mailbox] = {}
@@ -85,24 +94,25 @@ class Home:
         """A listener takes nothing from a peer any more."""
         self._boxes[owner].leave(listener)
 
-    async def join(self, company: Company, name: str) -> None:
-        """Makes the mailbox, before anybody asks for it."""
-        self._boxes |= boxes_of(company, (name,))
+    async def join(self, company: Company, process: str) -> None:
+        """Makes the mailboxes, before anybody asks for them."""
+        self._boxes |= boxes_of(company, company.processes[process])
 
-    async def start(self, company: Company, name: str) -> None:
-        """Starts the peer; returns when it stands before its first step."""
-        self._pipes[name], theirs = multiprocessing.Pipe()
-        threading.Thread(target=_train, args=(company, name, self._boxes, theirs), daemon=True).start()
-        await self._received(name)
+    async def start(self, company: Company, process: str) -> None:
+        """Starts the peers of a process; returns when they stand before their first step."""
+        self._pipes[process], theirs = multiprocessing.Pipe()
+        names = company.processes[process]
+        threading.Thread(target=_train, args=(company, names, self._boxes, theirs), daemon=True).start()
+        await self._received(process)
 
     async def turn(self, name: str, steps: int) -> Segment:
-        """Some steps of the peer."""
+        """Some steps of a process."""
         self._pipes[name].send(steps)
         found: Segment = await self._received(name)
         return found
 
     async def end(self, name: str) -> None:
-        """Ends the peer where it is."""
+        """Ends a process where it is."""
         self._pipes[name].send(None)
         await self._received(name)
 
@@ -128,22 +138,21 @@ class _Over(Exception):
     """The benchmark has ended."""
 
 
-def _train(company: Company, name: str, boxes: Mapping[str, Mailbox], pipe: Connection) -> None:
-    """One peer, from its start to its end; a thread of its home."""
-    gate = Gate(pipe)
+def _train(company: Company, names: tuple[str, ...], boxes: Mapping[str, Mailbox], pipe: Connection) -> None:
+    """The peers of one process, from their start to their end; a thread of its home."""
+    gate, asked = Gate(pipe), itertools.count()
 
-    def paced() -> bool:
-        if gate():
+    def paced() -> bool:  # asked by each before its step, in turn
+        if next(asked) % len(names) == 0 and gate():
             raise _Over
         return False
 
     try:
-        trainings, links = members(company, (name,), 0, 1, boxes, should_stop=paced)
-        link = links[name]
+        trainings, links = members(company, names, 0, 1, boxes, should_stop=paced)
+        edges = [edge for link in links.values() for edge in link.edges.values()]
         gate.probe = lambda: {
-            "bytes_out": link.sent["bytes_out"],
-            "wait_s": sum(edge.wait_s for edge in link.edges.values()),
-            **{key: sum(getattr(e, key) for e in link.edges.values()) for key in ("messages", "bytes_in")},
+            "bytes_out": sum(link.sent["bytes_out"] for link in links.values()),
+            **{key: sum(getattr(e, key) for e in edges) for key in ("wait_s", "messages", "bytes_in")},
         }
         learn_together(trainings, links)
     except _Over:
@@ -152,17 +161,17 @@ def _train(company: Company, name: str, boxes: Mapping[str, Mailbox], pipe: Conn
         pipe.send(traceback.format_exc())
 
 
-Turns = Mapping[str, list[list[Segment]]]  # company -> round -> peer
+Turns = Mapping[str, list[list[Segment]]]  # company -> round -> process
 
 
 def turns(homes: Sequence[Any], jobs: Mapping[str, Job], rounds: int, steps: Mapping[str, Sequence[int]]) -> Turns:
     """Companies take turns.
 
     Args:
-        homes: at least as many as peers.
-        jobs: company -> its job; the names of the peers differ between companies.
+        homes: at least as many as processes of a company.
+        jobs: company -> its job; the names of peers and actors differ between companies.
         rounds: turns of each company.
-        steps: company -> steps a turn that count, of each peer.
+        steps: company -> steps a turn that count, of each process.
 
     Raises:
         RowFailed: a peer ended with an error.
@@ -172,13 +181,13 @@ def turns(homes: Sequence[Any], jobs: Mapping[str, Job], rounds: int, steps: Map
         companies = {kind: _company(job, Path(place) / kind) for kind, job in jobs.items()}
         for company in companies.values():
             for call in ("join", "start"):
-                _all(getattr(h, call).remote(company, name) for h, name in zip(homes, company.job.peers))
+                _all(getattr(h, call).remote(company, name) for h, name in zip(homes, company.processes))
         for _ in range(rounds):
             for kind, company in companies.items():
                 counts = [WARM_UP + n for n in steps[kind]]
-                found[kind].append(_all(h.turn.remote(name, n) for h, name, n in zip(homes, company.job.peers, counts)))
+                found[kind].append(_all(h.turn.remote(name, n) for h, name, n in zip(homes, company.processes, counts)))
         for company in companies.values():
-            _all(h.end.remote(name) for h, name in zip(homes, company.job.peers))
+            _all(h.end.remote(name) for h, name in zip(homes, company.processes))
     return found
 
 
@@ -211,30 +220,34 @@ def homes(count: int) -> Iterator[list[Any]]:
 
 
 def step_s(segment: Segment) -> float:
-    """Mean seconds of the steps that count."""
+    """Mean seconds of the steps that count; of all peers of the process, one after the other."""
     return statistics.fmean(segment.seconds[WARM_UP:])
 
 
 def a_step(segments: Sequence[Segment], counter: str) -> float:
-    """A counter's growth in a step of one peer, on average."""
+    """A counter's growth in a step of one process, on average."""
     return statistics.fmean(s.counters[counter] / len(s.seconds) for s in segments)
 
 
 def real(scene: Scene, models: Sequence[str], rounds: int, steps: int) -> Iterator[dict[str, Any]]:
-    """Peers on real images, on one home each; yields a row a choice of models."""
+    """Peers on real images, alone on a home each; yields a row a choice of models."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with homes(max(len(MODELS[m]) for m in models)) as there:
-        for chosen in models:
-            count = len(MODELS[chosen])
+    counts = {m: sum(map(len, MODELS[m])) for m in models}
+    with homes(max(counts.values())) as there:
+        for chosen, count in counts.items():
             jobs = {kind: _real_job(scene, MODELS[chosen], kind) for kind in (ALONE, "together")}
             found = turns(there, jobs, rounds, dict.fromkeys(jobs, [steps] * count))
             yield _real_row(chosen, count, cores, found)
 
 
-def _real_job(scene: Scene, models: Sequence[str], kind: str) -> Job:
+def _real_job(scene: Scene, models: Sequence[Sequence[str]], kind: str) -> Job:
     plain = scene_job(scene, None)
     training = dataclasses.replace(plain.training, grad_norms_every=0)  # else one of a turn's few steps has two backwards more
-    peers = {f"{kind}{i}": Peer(model=model) for i, model in enumerate(models)}
+    peers = {
+        f"{kind}{i}{j}": Peer(model=model, actor=None if kind == ALONE else f"{kind}{i}")
+        for i, inside in enumerate(models)
+        for j, model in enumerate(inside)
+    }
     losses = {} if kind == ALONE else {"dml": Loss("dml")}
     peer = dataclasses.replace(plain, name="peers", student=Student(), peers=peers, losses=losses, ce_weight=1.0)
     return resolve(dataclasses.replace(peer, training=training))
@@ -243,9 +256,10 @@ def _real_job(scene: Scene, models: Sequence[str], kind: str) -> Job:
 def _real_row(models: str, count: int, cores: int, found: Turns) -> dict[str, Any]:
     """Medians over rounds; the bound is the slowest peer alone, or the work of all shared by the cores where they are fewer."""
     alone = [max(map(step_s, own)) for own in found[ALONE]]
-    work = [len(own) * a_step(own, "cpu_s") / cores for own in found[ALONE]]
-    together = [max(map(step_s, own)) for own in found["together"]]
-    ratio = Figure.of([a / b for a, b in zip(together, alone if count <= cores else work)])
+    cpu = [[len(own) * a_step(own, "cpu_s") for own in found[kind]] for kind in (ALONE, "together")]
+    work = [total / cores for total in cpu[0]]
+    all_s = [max(map(step_s, own)) for own in found["together"]]
+    ratio = Figure.of([a / b for a, b in zip(all_s, alone if count <= cores else work)])
     away = [1 - a_step(own, "cpu_s") / statistics.fmean(map(step_s, own)) for own in found[ALONE]] if count <= cores else []
     return {
         "models": models,
@@ -253,10 +267,11 @@ def _real_row(models: str, count: int, cores: int, found: Turns) -> dict[str, An
         "cores": cores,
         "alone_ms": _ms(alone),
         "work_ms": _ms(work),
-        "together_ms": _ms(together),
+        "together_ms": _ms(all_s),
         "ratio": vars(ratio),
         "met": ratio.median <= STEP_GOAL,
-        "wait_share": statistics.median(a_step(own, "wait_s") / t for own, t in zip(found["together"], together)),
+        "cpu_ratio": statistics.median(b / a for a, b in zip(*cpu)),
+        "wait_share": statistics.median(a_step(own, "wait_s") / t for own, t in zip(found["together"], all_s)),
         "stolen": max(statistics.fmean(away), 0.0) if away else None,
     }
 

@@ -70,9 +70,9 @@ def peer_tables(found: Findings) -> Iterator[Table]:
     quiet = found.get("peers_stolen", 0.0) <= MOST_STOLEN
     if found.get("peers"):
         yield Table(
-            "Peers on CIFAR-10, dml, batch 128, one torch thread a process: ms a step of the slowest; "
-            "bound: the slowest alone, or the work of all / cores where there are fewer; goal together / bound <= 1.05",
-            ("crd_resnet", "cores", "alone", "work / cores", "together", "together / bound", "", "wait %"),
+            "CIFAR-10, dml, batch 128, an actor each (+: they share one), one torch thread an actor: ms a step of the "
+            "slowest; bound: the slowest alone, or the work of all / cores if there are fewer; goal together / bound <= 1.05",
+            ("crd_resnet", "cores", "alone", "work / cores", "together", "together / bound", "", "CPU / alone", "wait %"),
             [_peers(row, quiet) for row in found["peers"]],
         )
     if found.get("exchange"):
@@ -102,7 +102,8 @@ def peer_tables(found: Findings) -> Iterator[Table]:
 def _peers(row: Findings, quiet: bool) -> Sequence[str]:
     times = [_figure(row[key], 0) for key in ("alone_ms", "work_ms", "together_ms")]
     met = _mark(row["met"] if quiet else None)
-    return row["models"], str(row["cores"]), *times, _figure(row["ratio"], 3), met, f"{100 * row['wait_share']:.1f}"
+    shares = f"{row['cpu_ratio']:.3f}", f"{100 * row['wait_share']:.1f}"
+    return row["models"], str(row["cores"]), *times, _figure(row["ratio"], 3), met, *shares
 
 
 def _exchange(row: Findings) -> Sequence[str]:

@@ -72,14 +72,17 @@ def company(*step_s, cpu_s=0.0, **counters):
 
 
 def test_peers_are_compared_with_the_slowest_or_with_the_work_of_all():
-    found = {"alone": [company(1.0, 2.0, cpu_s=1.0)], "together": [company(2.1, 2.1, wait_s=0.21)]}
+    found = {"alone": [company(1.0, 2.0, cpu_s=1.0)], "together": [company(2.1, 2.1, wait_s=0.21, cpu_s=1.02)]}
     row = peers._real_row("a, b", 2, 2, found)
+    assert row["cpu_ratio"] == pytest.approx(1.02)
     assert row["ratio"]["median"] == pytest.approx(2.1 / 2.0)
     assert row["wait_share"] == pytest.approx(0.1)
     row = peers._real_row("a, b", 2, 1, found)
     assert row["ratio"]["median"] == pytest.approx(2.1 / 2.0)  # two seconds of work on one core
     row = peers._real_row("a, b", 2, 1, found | {"alone": [company(1.0, 2.0, cpu_s=0.75)]})
     assert row["ratio"]["median"] == pytest.approx(2.1 / 1.5)
+    shared = {"alone": [company(1.0, 1.0, 1.0, 1.0, cpu_s=1.0)], "together": [company(2.2, 2.1)]}  # two an actor
+    assert peers._real_row("a + b, a + b", 4, 2, shared)["ratio"]["median"] == pytest.approx(1.1)
 
 
 def test_an_exchange_is_compared_with_the_same_peers_alone(tmp_path):

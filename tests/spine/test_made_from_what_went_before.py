@@ -96,7 +96,7 @@ def test_a_run_is_stopped_before_its_first_step_and_goes_on(at, real_data, tmp_p
 
     monkeypatch.setattr(hosts, "STOP_POLL_S", 0.0)
     monkeypatch.setattr(Synthesizer, "_update", counted)
-    with pytest.raises(Interrupted, match=f"Stopped after {at} of 4 updates before the first step; it is in a checkpoint"):
+    with pytest.raises(Interrupted, match=f"Stopped after {at} of 4 updates before the first step; a checkpoint was written"):
         go(job, cut)
     assert not trace(cut)
     if at < 4:
