@@ -38,7 +38,6 @@ from raykd.exchange.mailbox import Mailbox
 from raykd.launch import assembly, peering
 from raykd.launch.cluster import NAMESPACE
 from raykd.launch.online import Group, boxes_of, members
-from raykd.launch.peering import together
 from raykd.resolve import resolve
 from raykd.schemes.online import learn_together
 
@@ -67,7 +66,7 @@ class Company(Group):
     @property
     def processes(self) -> dict[str, tuple[str, ...]]:
         """Process -> its peers."""
-        return together(self.job)
+        return peering.together(self.job)
 
     def actor(self, process: str, rank: int) -> str:  # noqa: ARG002
         """Name of that home."""
@@ -105,21 +104,21 @@ class Home:
         threading.Thread(target=_train, args=(company, names, self._boxes, theirs), daemon=True).start()
         await self._received(process)
 
-    async def turn(self, name: str, steps: int) -> Segment:
+    async def turn(self, process: str, steps: int) -> Segment:
         """Some steps of a process."""
-        self._pipes[name].send(steps)
-        found: Segment = await self._received(name)
+        self._pipes[process].send(steps)
+        found: Segment = await self._received(process)
         return found
 
-    async def end(self, name: str) -> None:
+    async def end(self, process: str) -> None:
         """Ends a process where it is."""
-        self._pipes[name].send(None)
-        await self._received(name)
+        self._pipes[process].send(None)
+        await self._received(process)
 
-    async def _received(self, name: str) -> Any:
-        found = await asyncio.get_running_loop().run_in_executor(None, self._pipes[name].recv)
+    async def _received(self, process: str) -> Any:
+        found = await asyncio.get_running_loop().run_in_executor(None, self._pipes[process].recv)
         if isinstance(found, str):
-            raise RowFailed(f"{name}: {found}")
+            raise RowFailed(f"{process}: {found}")
         return found
 
 
@@ -230,7 +229,7 @@ def a_step(segments: Sequence[Segment], counter: str) -> float:
 
 
 def real(scene: Scene, models: Sequence[str], rounds: int, steps: int) -> Iterator[dict[str, Any]]:
-    """Peers on real images, alone on a home each; yields a row a choice of models."""
+    """Peers on real images, on homes of their own when alone; yields a row a choice of models."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     counts = {m: sum(map(len, MODELS[m])) for m in models}
     with homes(max(counts.values())) as there:
@@ -258,8 +257,8 @@ def _real_row(models: str, count: int, cores: int, found: Turns) -> dict[str, An
     alone = [max(map(step_s, own)) for own in found[ALONE]]
     cpu = [[len(own) * a_step(own, "cpu_s") for own in found[kind]] for kind in (ALONE, "together")]
     work = [total / cores for total in cpu[0]]
-    all_s = [max(map(step_s, own)) for own in found["together"]]
-    ratio = Figure.of([a / b for a, b in zip(all_s, alone if count <= cores else work)])
+    together = [max(map(step_s, own)) for own in found["together"]]
+    ratio = Figure.of([a / b for a, b in zip(together, alone if count <= cores else work)])
     away = [1 - a_step(own, "cpu_s") / statistics.fmean(map(step_s, own)) for own in found[ALONE]] if count <= cores else []
     return {
         "models": models,
@@ -267,11 +266,11 @@ def _real_row(models: str, count: int, cores: int, found: Turns) -> dict[str, An
         "cores": cores,
         "alone_ms": _ms(alone),
         "work_ms": _ms(work),
-        "together_ms": _ms(all_s),
+        "together_ms": _ms(together),
         "ratio": vars(ratio),
         "met": ratio.median <= STEP_GOAL,
         "cpu_ratio": statistics.median(b / a for a, b in zip(*cpu)),
-        "wait_share": statistics.median(a_step(own, "wait_s") / t for own, t in zip(found["together"], all_s)),
+        "wait_share": statistics.median(a_step(own, "wait_s") / t for own, t in zip(found["together"], together)),
         "stolen": max(statistics.fmean(away), 0.0) if away else None,
     }
 
