@@ -98,16 +98,17 @@ def makes_images(job: Job) -> bool:
 
 
 def check_beside(job: Job, known: Facts) -> None:
-    """Whether training images are as those that are made beside them.
+    """Whether training images beside made ones, and views of images from a bank, are of the size of those that are made.
 
     Raises:
         ConfigError: they are augmented to another size.
-        DataError: they are of another shape, or cannot be read.
+        DataError: training images are of another shape, or cannot be read.
     """
-    shape = open_data(job.data, "train", job.data_seed).shape
+    beside = reads_images(job) and has_split(job.data, "train")
+    shape = open_data(job.data, "train", job.data_seed).shape if beside else known.shape
     if job.data.augmentation.out_shape(shape) != shape:
         raise ConfigError(
-            f"data.augmentation.resized_crop: expected {shape[1]}, as training images are without it, got "
+            f"data.augmentation.resized_crop: expected {shape[1]}, as images are without it, got "
             f"{job.data.augmentation.resized_crop}. Change it, or data.size."
         )
     if shape != known.shape:

@@ -18,7 +18,7 @@ from raykd.errors import JobFaults, RaykdError
 from raykd.exchange import codec as codecs
 from raykd.launch import assembly, peering, preflight, settings, shapes, stores
 from raykd.launch.inspection import Inspection, RoleLine, SignalLine
-from raykd.resolve import from_dict, reads_images, resolve, to_dict
+from raykd.resolve import from_dict, resolve, to_dict
 from raykd.roles.losses import Plan
 from raykd.roles.losses import plans as connect
 from raykd.roles.network import Facts, model_options
@@ -143,7 +143,7 @@ def _inspect(job: Job, path: str, spoiled: tuple[str, ...], beside: Mapping[str,
         collect.add(wrong)
         trains = trains and not collect.told("data.test")
         known = collect.of("data", lambda: assembly.facts(job)) if trains else None
-        if known is not None and assembly.makes_images(job) and reads_images(job) and has_split(job.data, "train"):
+        if known is not None and assembly.makes_images(job):
             collect.of("data", lambda: assembly.check_beside(job, known))
         if known is not None and "student" not in job.teachers:
             share = len(job.peers) if job.exchange.shards == "disjoint" and job.peers else 1

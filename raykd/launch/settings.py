@@ -248,10 +248,11 @@ def synthesis(job: Job) -> list[str]:
         )
     spec, launch = job.synthesis, job.launch
     reads = reads_images(job)
-    if job.data.augmentation != type(job.data.augmentation)() and not spec.real:
-        found.append("data.augmentation: made images are not augmented. Leave it out.")
-    if job.data.augmentation.mixes and spec.real:
-        found.append("data.augmentation: images read beside made ones are not mixed. Leave mixup and cutmix out.")
+    augmentation, banked = job.data.augmentation, spec.mode == "bank"
+    if augmentation != type(augmentation)() and not (spec.real or banked):
+        found.append("data.augmentation: these images are made anew for each step, not augmented. Leave it out, or use a bank.")
+    if augmentation.mixes and (spec.real or banked):
+        found.append("data.augmentation: images of a bank, or beside made ones, are not mixed. Leave mixup and cutmix out.")
     for setting in ("limit", "per_class", "shard", "augmentation_epochs"):
         if getattr(job.data, setting) is not None and not reads:
             found.append(f"data.{setting}: it is of training images, and this job makes its own. Leave it out.")

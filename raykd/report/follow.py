@@ -71,7 +71,8 @@ class Progress:
         self.step = 0
         self.epoch = 0
         self.live_steps = 0
-        self.prepared: tuple[int, int] | None = None  # updates before the first step, while there is none: done, of how many
+        self.prepared: tuple[int, int] | None = None  # before the first step, while there is none: done, of how many `parts`
+        self.parts = ""
         self._clock = clock
         self._recent: deque[Record] = deque(maxlen=WINDOW)
         self._from: tuple[float, int] | None = None
@@ -86,7 +87,7 @@ class Progress:
 
     def prepare(self, record: Record, live: bool = True) -> None:
         """Takes one record of what comes before the first step."""
-        self.prepared = int(record["done"]), int(record["total"])
+        self.prepared, self.parts = (int(record["done"]), int(record["total"])), str(record["parts"])
         if not live:
             return
         if self._began is None:

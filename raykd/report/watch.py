@@ -79,7 +79,7 @@ class Watch:
         if progress.prepared is not None:
             done, total = progress.prepared
             left = progress.prepared_left
-            return f"{self.title} · generator {done:,}/{total:,} before the first step" + (
+            return f"{self.title} · {done:,}/{total:,} {progress.parts} before the first step" + (
                 f" · {words.duration(left)} left" if left is not None else ""
             )
         parts = [

@@ -9,7 +9,7 @@ In lock-step the generator and the student take turns, in one process or in seve
 Each of several workers has the same generator and images of its own; gradients are averaged.
 
 With a bank, synthesizers make batches beside the student (in actors of their own, each with teachers and a student as it was
-some steps ago), and the student draws from what they have made so far.
+some steps ago), and the student draws from what they have made so far, augmented as the job says.
 
 Nothing is read to learn from, unless the job says what share of each batch is (`synthesis.real`), or what images minimise is
 read beside training images.
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torchvision.utils import save_image
 
 from raykd.config import Job
+from raykd.data.augment import Keys, augment
 from raykd.data.batches import Batch
 from raykd.data.batches import Plan as Order
 from raykd.data.keys import torch_generator
@@ -58,6 +59,8 @@ class Made:
     With training images beside, `synthesis.real` of each batch is read from these, augmented as the job says. Free pixels then
     begin as copies of some of them, have no label, and stay between black and white where `synthesis.clip` says so.
     """
+
+    parts = "updates of the generator"
 
     def __init__(
         self,
@@ -275,6 +278,8 @@ class Banked:
     only until the student may begin.
     """
 
+    parts = "batches of images"
+
     def __init__(
         self,
         job: Job,
@@ -294,6 +299,7 @@ class Banked:
         self._count = (job.training.batch_size or 1) // order.world
         self._wants_classes = wants_classes(plans)
         self._next, self._made, self._stale, self._damaged, self._waited = learner.rank, 0, 0, 0, 0.0
+        self._filled = 0  # of the batches with which the student begins, the same in all workers
         self._snapshot: Snapshot | None = None
         self._weights: Mapping[str, torch.Tensor] = {}  # of that snapshot
         self._seconds: list[float] = []
@@ -306,29 +312,39 @@ class Banked:
         return _fields(images, torch.zeros(self._count, dtype=torch.int64), torch.arange(self._count))
 
     def prepare(self) -> Iterator[tuple[int, int, dict[str, float]]]:
-        """Nothing: makers begin with the first step."""
-        return iter(())
+        """The batches with which the student begins, one after the other: how many are there, of how many."""
+        start = self.job.synthesis.start or 1
+        while self._filled < start:
+            self._fill(self.learner.step_count, self._filled + 1)
+            self._filled += 1
+            yield self._filled, start, {}
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, from the student's step on."""
         while self.learner.step_count // self.order.steps_per_epoch == epoch:
             step = self.learner.step_count
-            self._fill(step)
+            self._fill(step, self.job.synthesis.start or 1)
             keyed = torch_generator(self.job.seed, "bank", step, self.learner.rank)
-            drawn = self.bank.draw(self._count, keyed)
-            yield _fields(drawn["images"], drawn["labels"], drawn["sample_index"])
+            yield self._viewed(self.bank.draw(self._count, keyed), step)
 
-    def _fill(self, step: int) -> None:
-        """Takes what has come and asks for more; waits while the student may not begin."""
-        spec, started = self.job.synthesis, time.perf_counter()
+    def _viewed(self, drawn: Mapping[str, torch.Tensor], step: int) -> Batch:
+        """Images of the bank as the job augments them: each by its own draws at each step."""
+        index, data = drawn["sample_index"].numpy(), self.job.data
+        keys = Keys(self.job.data_seed, np.full(len(index), step), index, data.view)
+        images = torch.from_numpy(augment(drawn["images"].numpy(), keys, data.augmentation))
+        return _fields(images, drawn["labels"], drawn["sample_index"], step)
+
+    def _fill(self, step: int, least: int) -> None:
+        """Takes what has come and asks for more; waits while there are fewer batches than `least`."""
+        started = time.perf_counter()
         while True:
             self._ask(step)
-            wait = len(self.bank) < min(spec.start or 1, spec.capacity or 1)
+            wait = len(self.bank) < least
             if wait and not self.makers.asked:
                 raise DataError("synthesis: expected batches for the bank, none is under way. Raise synthesis.capacity.")
             for batch in self.makers.take(wait):
                 self._take(batch, step)
-            if len(self.bank) >= min(spec.start or 1, spec.capacity or 1):
+            if len(self.bank) >= least:
                 break
         self._waited += time.perf_counter() - started
 
@@ -397,7 +413,8 @@ class Banked:
         makers = self.makers.state() if self._remembers else []
         first = min([*self.makers.asked, self._next])
         kept = {"version": self._snapshot.version, "weights": dict(self._weights)} if self._snapshot is not None else None
-        found = {"bank": self.bank.state(), "next": first, "made": self._made, "stale": self._stale, "snapshot": kept}
+        counts = {"next": first, "made": self._made, "stale": self._stale, "filled": self._filled}
+        found = {"bank": self.bank.state(), "snapshot": kept} | counts
         return found | ({"makers": makers} if makers else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -405,6 +422,7 @@ class Banked:
         self.bank.load_state(state["bank"])
         self._damaged = int(state["bank"].get("damaged", 0))
         self._next, self._made, self._stale = int(state["next"]), int(state["made"]), int(state["stale"])
+        self._filled = int(state["filled"])
         if state["snapshot"] is not None:
             self._weights = state["snapshot"]["weights"]
             self._snapshot = self.makers.snapshot(int(state["snapshot"]["version"]), self._weights)
@@ -416,8 +434,8 @@ class Banked:
         self.makers.close()
 
 
-def _fields(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> Batch:
-    seeds = torch.zeros(len(labels), dtype=torch.int32)
+def _fields(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor, step: int = 0) -> Batch:
+    seeds = torch.full((len(labels),), step, dtype=torch.int32)
     return Batch(images=images, labels=labels, sample_index=index, augmentation_seed=seeds)
 
 

@@ -80,6 +80,8 @@ class Link(Protocol):
 class Feed(Protocol):
     """Where batches come from: read, or made."""
 
+    parts: str  # what `prepare` counts, as a person is told
+
     def prepare(self) -> Iterator[tuple[int, int, dict[str, float]]]:
         """What it does before the first step, from where it is on; after each part: how many are done, of how many, terms."""
 
@@ -104,6 +106,8 @@ class Feed(Protocol):
 
 class Read:
     """Batches read from a data set, made ahead by threads or processes."""
+
+    parts = ""
 
     def __init__(self, train: DataSet, order: Order, job: Job, start: tuple[int, int]) -> None:
         launch = job.launch
@@ -425,13 +429,14 @@ class _Run:
         for done, total, terms in self.feed.prepare():
             if self.recorder is not None and (time.monotonic() - told >= TOLD_S or done == total):
                 told = time.monotonic()
-                self.recorder.write("prepared", self.learner.step_count, done=done, total=total, terms=terms)
+                counted = {"done": done, "total": total, "parts": self.feed.parts, "terms": terms}
+                self.recorder.write("prepared", self.learner.step_count, **counted)
             stop = bool(all_sum(torch.tensor(float(self.setting.should_stop()))) > 0)
             if stop or done % KEPT_EVERY == 0 or done == total:
                 self._checkpoint()
             if stop:
                 raise Interrupted(
-                    f"Stopped after {done:,} of {total:,} updates before the first step; a checkpoint was written."
+                    f"Stopped after {done:,} of {total:,} {self.feed.parts} before the first step; a checkpoint was written."
                 )
 
     def _epoch(self, epoch: int, last_step: int) -> Learning:

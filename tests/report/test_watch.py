@@ -122,16 +122,17 @@ def test_images_that_are_shown_are_told_once_with_an_evaluation_or_without(tmp_p
 
 
 def test_what_comes_before_the_first_step_is_in_the_line(tmp_path):
+    parts = {"parts": "updates of the generator"}
     now = [0.0]
-    append(tmp_path, *({"kind": "prepared", "step": 0, "done": n, "total": 20000} for n in (50, 100)))
+    append(tmp_path, *({"kind": "prepared", "step": 0, "done": n, "total": 20000, **parts} for n in (50, 100)))
     watch = Watch("", job(), tmp_path, 60, lambda: now[0])
-    assert watch.line() == "small · generator 100/20,000 before the first step"
-    append(tmp_path, {"kind": "prepared", "step": 0, "done": 200, "total": 20000})
+    assert watch.line() == "small · 100/20,000 updates of the generator before the first step"
+    append(tmp_path, {"kind": "prepared", "step": 0, "done": 200, "total": 20000, **parts})
     watch.poll()
     now[0] = 10.0
-    append(tmp_path, {"kind": "prepared", "step": 0, "done": 1200, "total": 20000})
+    append(tmp_path, {"kind": "prepared", "step": 0, "done": 1200, "total": 20000, **parts})
     assert watch.poll() == []
-    assert watch.line() == "small · generator 1,200/20,000 before the first step · 3 min 08 s left"
+    assert watch.line() == "small · 1,200/20,000 updates of the generator before the first step · 3 min 08 s left"
     append(tmp_path, step(1))
     watch.poll()
     assert "step 1/60" in watch.line()

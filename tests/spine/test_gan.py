@@ -132,8 +132,8 @@ def test_two_workers_have_one_critic_and_one_generator(real_data, tmp_path, ray_
 
 FAULTS = {
     "synthesis.mode: training images are read where": {"synthesis.mode": "bank"},
-    "data.augmentation: images read beside made ones are not mixed": {"data.augmentation.cutmix": 1.0},
-    "data.augmentation: made images are not augmented": {"synthesis.real": 0.0, "data.augmentation.flip": True},
+    "data.augmentation: images of a bank, or beside made ones, are not mixed": {"data.augmentation.cutmix": 1.0},
+    "data.augmentation: these images are made anew": {"synthesis.real": 0.0, "data.augmentation.flip": True},
 }
 
 
@@ -162,7 +162,7 @@ def test_training_images_of_another_size_are_a_fault(real_data):
 
 def test_training_images_keep_their_size(real_data):
     (fault,) = inspect(compared(real_data, **{"data.augmentation.resized_crop": 20})).faults
-    assert fault.startswith("data.augmentation.resized_crop: expected 28, as training images are without it, got 20")
+    assert fault.startswith("data.augmentation.resized_crop: expected 28, as images are without it, got 20")
     assert inspect(compared(real_data, **{"data.augmentation.resized_crop": 28})).faults == []
 
 

@@ -96,7 +96,7 @@ def test_a_run_is_stopped_before_its_first_step_and_goes_on(at, real_data, tmp_p
 
     monkeypatch.setattr(hosts, "STOP_POLL_S", 0.0)
     monkeypatch.setattr(Synthesizer, "_update", counted)
-    with pytest.raises(Interrupted, match=f"Stopped after {at} of 4 updates before the first step; a checkpoint was written"):
+    with pytest.raises(Interrupted, match=f"Stopped after {at} of 4 updates of the generator before the first step; a"):
         go(job, cut)
     assert not trace(cut)
     if at < 4:
@@ -107,6 +107,35 @@ def test_a_run_is_stopped_before_its_first_step_and_goes_on(at, real_data, tmp_p
     assert trace(cut) == trace(whole)
     assert_equal_states(final_state(whole), final_state(cut))
     assert [r["done"] for r in records(whole, "prepared")][-1] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fastdfkd", "cmi", "dafl"])
+def test_a_stop_is_heard_while_the_bank_is_filled(name, real_data, tmp_path, monkeypatch):
+    """Each batch is made once, and all of the run is as if it had not been stopped."""
+    job = making(real_data, **METHODS.get(name, {"method": name}) | {"synthesis.start": 4})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    go(job, whole)
+    honest, seen = Synthesizer.make, []
+
+    def counted(self, through, number, *rest):
+        seen.append(number)
+        if number == 1:
+            (cut / "STOP").touch()
+        return honest(self, through, number, *rest)
+
+    monkeypatch.setattr(hosts, "STOP_POLL_S", 0.0)
+    monkeypatch.setattr(Synthesizer, "make", counted)
+    with pytest.raises(Interrupted, match="Stopped after 2 of 4 batches of images before the first step; a checkpoint"):
+        go(job, cut)
+    assert seen == [0, 1]
+    assert not trace(cut)
+    go(job, cut, resume=True)
+    assert seen == sorted(set(seen))
+    assert trace(cut) == trace(whole)
+    assert_equal_states(final_state(whole), final_state(cut))
+    told = [(r["done"], r["total"], r["parts"]) for r in records(whole, "prepared")]
+    assert told[-1] == (4, 4, "batches of images")
 
 
 @pytest.mark.slow

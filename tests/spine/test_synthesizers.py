@@ -1,5 +1,6 @@
 """A student that learns from a bank: who is asked for how many batches, when, with which student, and how a run is resumed."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -11,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from raykd.config import Augmentation
+from raykd.data.augment import Keys, augment
 from raykd.data.batches import Plan as Order
 from raykd.errors import DataError, Interrupted
 from raykd.exchange.bank import MadeBatch
@@ -70,10 +73,11 @@ class Eager(Clerk):
         return super().take(wait)
 
 
-def feed(folder, makers, reads=False, world=1, rank=0, **synthesis):
+def feed(folder, makers, reads=False, world=1, rank=0, augmentation=None, **synthesis):
     """A feed whose learner does nothing but count steps."""
     settings = {"pace": 0, "capacity": 4, "start": 2} | synthesis
-    job = resolve(making(Path("/"), **{f"synthesis.{name}": value for name, value in settings.items()}))
+    own = {f"synthesis.{name}": value for name, value in settings.items()}
+    job = resolve(making(Path("/"), **own, **{"data.augmentation": augmentation or Augmentation()}))
     asked, method = ("logits",) if reads else (), SimpleNamespace(trains=False, hooks=())
     plans = [SimpleNamespace(student=asked, method=method, reads=lambda name: name == "labels")]
     learner = SimpleNamespace(step_count=0, rank=rank, student=nn.Linear(2, 2))
@@ -224,6 +228,47 @@ def test_workers_have_batches_of_their_own(tmp_path):
     assert {p.name for p in (tmp_path / "bank").iterdir()} == {"rank-0", "rank-1"}
 
 
+class Painter(Eager):
+    """Makers of images of which no two are alike."""
+
+    def made(self, number, student):
+        images = np.random.default_rng(number).integers(0, 256, (BATCH, 3, 32, 32), np.uint8)
+        return dataclasses.replace(super().made(number, student), images=images)
+
+
+def test_images_of_the_bank_are_augmented_for_the_student(tmp_path):
+    plain = steps(feed(tmp_path, Painter(room=1)), 6)
+    spec = Augmentation(crop=4, flip=True)
+    fed = feed(tmp_path, Painter(room=1), augmentation=spec)
+    seen: dict[int, list] = {}
+    for step, (batch, original) in enumerate(zip(steps(fed, 6), plain)):
+        index = original["sample_index"]
+        assert torch.equal(batch["sample_index"], index)
+        assert torch.equal(batch["labels"], original["labels"])
+        assert batch["augmentation_seed"].tolist() == [step] * BATCH
+        keys = Keys(3, np.full(BATCH, step), index.numpy())
+        expected = augment(original["images"].numpy().copy(), keys, spec)
+        assert np.array_equal(batch["images"].numpy(), expected)
+        for i, image in zip(index.tolist(), batch["images"]):
+            seen.setdefault(i, []).append(image)
+    again = [images for images in seen.values() if len(images) > 2]
+    assert any(not torch.equal(images[0], images[-1]) for images in again), "another view at another step"
+    for number in fed.bank.numbers:
+        kept = fed.bank._whole(number).images
+        assert np.array_equal(kept, Painter(room=1).made(number, None).images), "the bank keeps them as they are"
+
+
+def test_how_far_the_bank_is_filled_is_told(tmp_path):
+    makers = Clerk(room=3)
+    fed = feed(tmp_path, makers, start=3)
+    assert [(done, total) for done, total, _ in fed.prepare()] == [(1, 3), (2, 3), (3, 3)]
+    assert fed.bank.numbers == [0, 1, 2]
+    assert list(fed.prepare()) == []
+    cut = feed(tmp_path, makers, start=3)
+    cut.load_state(fed.state())
+    assert list(cut.prepare()) == [], "as far as it was"
+
+
 def test_what_was_under_way_is_asked_again_and_nothing_else(tmp_path):
     makers = Clerk(room=3)
     fed = feed(tmp_path, makers, reads=True, capacity=9, snapshot_every=100)
@@ -282,6 +327,7 @@ PIXELS = {"synthesis.jitter": 2, "synthesis.flip": True, "synthesis.keep": "best
 METHODS = {
     "reads the teacher alone": {"method": "dafl"},
     "reads the student": {"method": "dfad", "synthesis.snapshot_every": 5},
+    "augmented": {"method": "dafl", "data.augmentation.crop": 4, "data.augmentation.flip": True},
     "reads the student, hard ones first": {"method": "dfad", "synthesis.priority": "hard", "synthesis.capacity": 3},
     "on disk": {"method": "dafl", "synthesis.memory_bytes": 1},
     "grows once": {"method": "dafl", "synthesis.grow": "once"},
