@@ -124,9 +124,10 @@ def images_loss(
 
     Note:
         As in the authors' code the mean over the bank's parts trains the head alone, and is a term of its own, so that a large
-        bank does not drown the images. It makes a batch for every 400 steps of the student: set synthesis.pace. Its head has
-        an Adam of its own that goes on; ours shares the generator's, which begins anew with each batch. Its wholes are crops
-        of each image after padding; ours are rolled and mirrored a batch at a time.
+        bank does not drown the images. It makes a batch for every 400 steps of the student, who sees crops and mirror images:
+        set synthesis.pace and data.augmentation. Its head has an Adam of its own that goes on; ours shares the generator's,
+        which begins anew with each batch. Its wholes are crops of each image after padding; ours are rolled and mirrored a
+        batch at a time.
     """
     check_axes(
         "cmi",

@@ -111,8 +111,9 @@ def images_loss(
         Each batch: a copy of the generator and the noise take `synthesis.steps` steps of Adam, then the generator takes one, of
         a rate `steps` times as large, along the sum of the gradients met (`fomaml`) or towards the copy (`reptile`), as in the
         authors' code. With 2, 5, 10 steps its rates are 0.005, 0.003, 0.002 and, of the noise, 0.015, 0.01, 0.01. It makes a
-        batch for every 400 steps of the student: set synthesis.pace. Its option to set weights anew after 120 batches is not
-        offered: its condition for two layers holds for all. Its crops are of each image, padded; ours roll and mirror a batch.
+        batch for every 400 steps of the student, who sees crops and mirror images: set synthesis.pace and data.augmentation.
+        Its option to set weights anew after 120 batches is not offered: its condition for two layers holds for all. Its crops
+        for the teacher are of each image, padded; ours roll and mirror a batch.
     """
     check_axes("fastdfkd", student_logits=(student_logits, "b c"), teacher_logits=(teacher_logits, "b c"), labels=(labels, "b"))
     return {
