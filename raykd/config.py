@@ -276,10 +276,10 @@ class Synthesis:
     lr: Positive | None = None
     betas: tuple[Share, Share] | None = None
     weight_decay: NonNegative = 0.0
-    scheduler: Literal["constant", "cosine", "multistep"] | None = None  # as the training's, over its epochs
+    scheduler: Literal["constant", "cosine", "multistep"] | None = None  # as the training's, over its epochs (lockstep)
     milestones: tuple[NonNegative, ...] | None = None  # epochs
     steps_per_epoch: Count = 50  # student's steps between two evaluations
-    student_mode: Literal["eval", "train"] | None = None  # of the student's batch norm while the generator learns
+    student_mode: Literal["eval", "train"] | None = None  # of its batch norm while the generator learns (lockstep; else eval)
     show: Natural = 64  # images kept for the eye at each evaluation
     real: Share | None = None  # of each batch, what is read from training images (mode="lockstep"); 0: nothing
     mode: Literal["lockstep", "bank"] | None = None  # generator and student in turn; or synthesizers beside the student
@@ -308,7 +308,7 @@ class Synthesis:
     start: Count | None = None  # batches in the bank before the student begins
     pace: Natural = 0  # the student's steps for each new batch; 0: as fast as they come
     snapshot_every: Count = 50  # the student's steps between the snapshots that synthesizers get
-    staleness: Count | None = None  # steps by which a batch's snapshot may be behind when it comes; older ones are discarded
+    staleness: Count | None = None  # most steps by which a batch's snapshot is behind when it comes; snapshots are as frequent
     priority: Literal["uniform", "recent", "hard"] = "uniform"  # which images are drawn more often
 
 

@@ -93,7 +93,8 @@ class Bank:
         self._batches: dict[int, MadeBatch] = {}  # in the order in which they came; images of those on disk are empty
         self._written: set[int] = set()  # numbers whose files are of these batches, not of a start that was cut off
         self._held = 0
-        self._old: list[list[Path]] = [[]]  # files of dropped batches, by the checkpoint since which nobody needs them
+        self._saved: set[int] = set()  # numbers that one of the last checkpoints names
+        self._old: list[list[int]] = [[]]  # those of them that were dropped, by the checkpoint since which nobody needs them
         self.spilled = self.dropped = self.damaged = 0
 
     def __len__(self) -> int:
@@ -155,10 +156,11 @@ class Bank:
         """What a checkpoint keeps: which batches there are, all of them on disk from here on."""
         for number in list(self._batches):
             self._write(number)
+        self._saved |= set(self._batches)
         self._old.append([])
         while len(self._old) > KEPT:
-            for path in self._old.pop(0):
-                path.unlink(missing_ok=True)
+            for number in self._old.pop(0):
+                self._forget(number)
         keep = [(b.number, b.version, b.maker, b.loss, b.score, b.seconds) for b in self._batches.values()]
         counts = {"dropped": self.dropped, "spilled": self.spilled, "damaged": self.damaged}
         return {"batches": [list(entry) for entry in keep]} | counts
@@ -171,6 +173,7 @@ class Bank:
         """
         self._batches, self._held, self._old = {}, 0, [[]]
         self._written = {int(entry[0]) for entry in state["batches"]}
+        self._saved = set(self._written)
         self.damaged = int(state.get("damaged", 0))
         for number, version, maker, loss, score, seconds in state["batches"]:
             try:
@@ -239,15 +242,23 @@ class Bank:
 
     def _drop(self, number: int) -> None:
         self._held -= self._batches.pop(number).nbytes
-        self._old[-1].append(self._path(number))
+        if number in self._saved:
+            self._old[-1].append(number)
+        else:
+            self._forget(number)
         self.dropped += 1
+
+    def _forget(self, number: int) -> None:
+        """Nobody comes back to this batch: its file goes."""
+        self._written.discard(number)
+        self._saved.discard(number)
+        self._path(number).unlink(missing_ok=True)
 
     def _lose(self, number: int, why: str) -> None:
         """Drops a batch whose file is damaged."""
         warnings.warn(f"{why}. Batch {number} is dropped.", stacklevel=3)
         self._batches.pop(number, None)
-        self._written.discard(number)
-        self._path(number).unlink(missing_ok=True)
+        self._forget(number)
         self.damaged += 1
 
     def _fit(self, last: int) -> None:

@@ -90,7 +90,7 @@ class Far:
             if time.monotonic() - started > self.timeout_s + self.restart_s:
                 raise SourceError(
                     f"Synthesizers: expected a batch within {self.timeout_s + self.restart_s:g} s, got none. The last "
-                    "checkpoint is intact; look at their logs, lower synthesis.steps, raise launch.request_timeout_s, resume."
+                    "checkpoint is intact; look at their logs, raise launch.request_timeout_s, resume."
                 )
             pause = min([SLICE_S, *(max(due - time.monotonic(), 0.0) for due, _, _ in self._later)])
             if self._under_way:
@@ -136,23 +136,44 @@ class Far:
             self.ask(number, student)
 
     def state(self) -> list[dict[str, Any]]:
-        """What each has learnt and remembers, where it lives and is not busy.
+        """What each has learnt and remembers, where it lives and is not busy; one that Ray is starting again is waited for.
 
         Raises:
-            LostError: one of them is gone, and what it knew with it.
+            LostError: none is left, or one did not come back in time. Others: as they raised them.
         """
+        found: list[dict[str, Any]] = []
+        deadline = time.monotonic() + self.timeout_s + self.restart_s
+        while len(found) < len(self.handles):
+            try:
+                ref = self.handles[len(found)].state.remote()
+                found.append(ray.get(ref, timeout=max(deadline - time.monotonic(), PATIENCE_S)))
+            except RayTaskError as error:
+                raise original(error, "A synthesizer") from None
+            except ActorDiedError as error:
+                why = type(error).__name__
+                warnings.warn(f"A synthesizer is lost ({why}); what it remembered is not in the checkpoint.", stacklevel=2)
+                self._gone(len(found), why)
+            except RayError as error:
+                if time.monotonic() >= deadline:
+                    why = type(error).__name__
+                    raise LostError(f"A synthesizer is lost ({why}). The last checkpoint is intact: resume the run.") from None
+                time.sleep(PATIENCE_S)
+        return found
+
+    def load_state(self, states: list[dict[str, Any]]) -> None:
+        """Has each continue from what it knew, before anything is asked of it.
+
+        Raises:
+            LostError: one is gone. Others: as they raised them.
+        """
+        refs = [handle.load_state.remote(state) for handle, state in zip(self.handles, states)]
         try:
-            return [ray.get(handle.state.remote(), timeout=self.timeout_s + self.restart_s) for handle in self.handles]
+            ray.get(refs, timeout=self.timeout_s + self.restart_s)
         except RayTaskError as error:
             raise original(error, "A synthesizer") from None
         except RayError as error:
             why = type(error).__name__
             raise LostError(f"A synthesizer is lost ({why}). The last checkpoint is intact: resume the run.") from None
-
-    def load_state(self, states: list[dict[str, Any]]) -> None:
-        """Has each continue from what it knew, before anything is asked of it."""
-        for handle, state in zip(self.handles, states):
-            handle.load_state.remote(state)
 
     def close(self) -> None:
         """Forgets what is under way; the actors belong to the run's driver."""

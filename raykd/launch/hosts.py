@@ -103,7 +103,8 @@ def work(rank: int, world: int, config: Mapping[str, Any]) -> None:
         )
     except RaykdError as error:
         leave_error(folder, error, rank)
-        if world > 1 and not isinstance(error, AGREED):
+        alone = isinstance(error, DivergenceError) and job.synthesis.mode == "bank"  # of this rank's synthesizers
+        if world > 1 and (alone or not isinstance(error, AGREED)):
             raise  # so that the others do not wait for this rank
         return
     if rank == 0:

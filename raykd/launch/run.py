@@ -187,6 +187,8 @@ def _may_change(path: str) -> bool:
     place = re.search(r"(^|\.)teachers\.[^.]+\.(replicas|cpus|gpus|resources|max_restarts|placement|store|fill)(\.|$)", path)
     place = place or re.search(r"(^|\.)peers\.[^.]+\.(cpus|gpus|resources|actor)(\.|$)", path)
     place = place or re.search(r"(^|\.)exchange\.(on_loss|respawns|timeout_s|ahead)$", path)
+    makers = "synthesizers|cpus|gpus|resources|max_restarts|ahead|memory_bytes"
+    place = place or re.search(rf"(^|\.)synthesis\.({makers})(\.|$)", path)
     launch = ".launch." in f".{path}" and not path.endswith((".workers", ".threads", ".tf32", ".device"))
     return path == "runs" or place is not None or launch
 

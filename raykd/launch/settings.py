@@ -74,6 +74,12 @@ def settings(job: Job) -> list[str]:
             f"launch.collective_timeout_s: expected above {patience:g} s, the longest that one worker may wait for teachers "
             f"that are dropped (on_loss) while the others wait for it, got {launch.collective_timeout_s:g}. Raise it."
         )
+    patience = launch.request_timeout_s + launch.start_timeout_s
+    if launch.workers > 1 and job.synthesis.mode == "bank" and patience >= launch.collective_timeout_s:
+        found.append(
+            f"launch.collective_timeout_s: expected above {patience:g} s, the longest that one worker may wait for a batch of "
+            f"images while the others wait for it, got {launch.collective_timeout_s:g}. Raise it."
+        )
     if data.eval == "holdout" and not data.holdout:
         found.append("data.eval: 'holdout' needs data.holdout, the share of the training images to hold out (for example 0.1).")
     elif job.teachers and not (has_split(data, "eval") or has_split(data, "test")):

@@ -42,12 +42,21 @@ class Maker:
         return self._work.make(number, student)
 
     def state(self) -> dict[str, Any]:
-        """What it has learnt and remembers."""
-        return self._work.synthesizer.state()
+        """What it has learnt and remembers, for a process that may have no GPU."""
+        return on_cpu(self._work.synthesizer.state())
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from `state()`."""
         self._work.synthesizer.load_state(state)
+
+
+def on_cpu(value: Any) -> Any:
+    """The same dicts, lists and tuples with their tensors on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {name: on_cpu(inner) for name, inner in value.items()}
+    return type(value)(map(on_cpu, value)) if isinstance(value, (list, tuple)) else value
 
 
 def own_sources(job: Job, known: Facts) -> dict[str, Source]:

@@ -300,6 +300,7 @@ class Banked:
         self._wants_classes = wants_classes(plans)
         self._next, self._made, self._stale, self._damaged, self._waited = learner.rank, 0, 0, 0, 0.0
         self._filled = 0  # of the batches with which the student begins, the same in all workers
+        self._again: list[int] = []  # batches that were under way at the checkpoint that this start goes on from
         self._snapshot: Snapshot | None = None
         self._weights: Mapping[str, torch.Tensor] = {}  # of that snapshot
         self._seconds: list[float] = []
@@ -320,12 +321,13 @@ class Banked:
             yield self._filled, start, {}
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, from the student's step on."""
-        while self.learner.step_count // self.order.steps_per_epoch == epoch:
-            step = self.learner.step_count
-            self._fill(step, self.job.synthesis.start or 1)
+        """The batches of an epoch, from the student's step on; teachers may be asked for some that it comes to later."""
+        step = self.learner.step_count
+        while step // self.order.steps_per_epoch == epoch:
+            self._fill(self.learner.step_count, self.job.synthesis.start or 1)
             keyed = torch_generator(self.job.seed, "bank", step, self.learner.rank)
             yield self._viewed(self.bank.draw(self._count, keyed), step)
+            step += 1
 
     def _viewed(self, drawn: Mapping[str, torch.Tensor], step: int) -> Batch:
         """Images of the bank as the job augments them: each by its own draws at each step."""
@@ -352,21 +354,24 @@ class Banked:
         spec = self.job.synthesis
         capacity, begun = spec.capacity or 1, len(self.bank) >= (spec.start or 1)
         while len(self.makers.asked) < self.makers.room:
-            while self._next in self.bank.numbers:  # made before the checkpoint that this start goes on from
-                self._next += self.order.world
             under_way = len(self.makers.asked)
             usable = self._made - self.bank.damaged  # what was damaged is made anew
             if spec.grow == "once" and usable + under_way >= capacity:
                 return
             if begun and spec.pace and usable + under_way >= (spec.start or 1) + step // spec.pace:
                 return
-            self.makers.ask(self._next, self._student(step))
-            self._next += self.order.world
+            if self._again:
+                number = self._again.pop(0)
+            else:
+                number, self._next = self._next, self._next + self.order.world
+            self.makers.ask(number, self._student(step))
 
     def _student(self, step: int) -> Snapshot | None:
         if not self._reads_student:
             return None
-        if self._snapshot is None or step - self._snapshot.version >= self.job.synthesis.snapshot_every:
+        spec = self.job.synthesis
+        every = min(spec.snapshot_every, spec.staleness or spec.snapshot_every)
+        if self._snapshot is None or step - self._snapshot.version >= every:
             now = plain(self.learner.student).state_dict()
             self._weights = {name: value.detach().cpu().clone() for name, value in now.items()}
             self._snapshot = self.makers.snapshot(step, self._weights)
@@ -411,10 +416,9 @@ class Banked:
             for batch in self.makers.take(True):
                 self._take(batch, self.learner.step_count)
         makers = self.makers.state() if self._remembers else []
-        first = min([*self.makers.asked, self._next])
         kept = {"version": self._snapshot.version, "weights": dict(self._weights)} if self._snapshot is not None else None
-        counts = {"next": first, "made": self._made, "stale": self._stale, "filled": self._filled}
-        found = {"bank": self.bank.state(), "snapshot": kept} | counts
+        counts = {"next": self._next, "made": self._made, "stale": self._stale, "filled": self._filled}
+        found = {"bank": self.bank.state(), "snapshot": kept, "again": sorted([*self.makers.asked, *self._again])} | counts
         return found | ({"makers": makers} if makers else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -422,7 +426,7 @@ class Banked:
         self.bank.load_state(state["bank"])
         self._damaged = int(state["bank"].get("damaged", 0))
         self._next, self._made, self._stale = int(state["next"]), int(state["made"]), int(state["stale"])
-        self._filled = int(state["filled"])
+        self._filled, self._again = int(state["filled"]), [int(number) for number in state["again"]]
         if state["snapshot"] is not None:
             self._weights = state["snapshot"]["weights"]
             self._snapshot = self.makers.snapshot(int(state["snapshot"]["version"]), self._weights)

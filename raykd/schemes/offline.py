@@ -53,7 +53,7 @@ from raykd.signals import Signal, Signals
 
 Batch = Mapping[str, Tensor]
 PROBE = "probe.json"  # shapes of the teachers' signals
-TOLD_S, KEPT_EVERY = 1.0, 1000  # before the first step: seconds between two records, updates between two checkpoints
+TOLD_S, KEPT_S = 1.0, 60.0  # before the first step: seconds between two records, and between two checkpoints
 
 
 class Link(Protocol):
@@ -425,15 +425,17 @@ class _Run:
         Raises:
             Interrupted: a stop was asked for; a checkpoint was written.
         """
-        told = time.monotonic() - TOLD_S
+        told, kept = time.monotonic() - TOLD_S, time.monotonic()
         for done, total, terms in self.feed.prepare():
             if self.recorder is not None and (time.monotonic() - told >= TOLD_S or done == total):
                 told = time.monotonic()
                 counted = {"done": done, "total": total, "parts": self.feed.parts, "terms": terms}
                 self.recorder.write("prepared", self.learner.step_count, **counted)
-            stop = bool(all_sum(torch.tensor(float(self.setting.should_stop()))) > 0)
-            if stop or done % KEPT_EVERY == 0 or done == total:
+            own = (self.setting.should_stop(), time.monotonic() - kept >= KEPT_S)
+            stop, due = (all_sum(torch.tensor(own, dtype=torch.float32)) > 0).tolist()
+            if stop or due or done == total:
                 self._checkpoint()
+                kept = time.monotonic()
             if stop:
                 raise Interrupted(
                     f"Stopped after {done:,} of {total:,} {self.feed.parts} before the first step; a checkpoint was written."
@@ -545,10 +547,11 @@ class _Run:
         return len(self.order.global_batch(epoch, self.learner.step_count - epoch * self.order.steps_per_epoch))
 
     def _record(self, report: Any, epoch: int, count: int, waited: float, seconds: float) -> None:
+        made = self.feed.report()
         if self.recorder is None:
             return
         more: dict[str, Any] = {"grad_norms": report.grad_norms} if report.grad_norms else {}
-        more |= self.feed.report()
+        more |= made
         if self.setting.meeting is not None:
             more |= {"peers_wait_s": round(self.said.waited, 6), "versions": dict(self.said.versions)}
         self.recorder.write(

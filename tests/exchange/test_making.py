@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from raykd.errors import LostError, SourceError
+from raykd.errors import ConfigError, LostError, SourceError
 from raykd.exchange import making
 from raykd.exchange.bank import MadeBatch
 from raykd.exchange.making import Far
@@ -20,21 +20,34 @@ class Scene:
 
     def __init__(self, makers: int) -> None:
         self.away, self.answers, self.count, self.waited = {}, {}, itertools.count(), 0.0
-        self.handles = [SimpleNamespace(make=SimpleNamespace(remote=self.call(i))) for i in range(makers)]
+        self.knows = {i: {"of": i} for i in range(makers)}
+        self.handles = [
+            SimpleNamespace(
+                make=self.call(i, lambda number, *_, i=i: MadeBatch(number, np.zeros((1, 1), np.uint8), np.zeros(1), maker=i)),
+                state=self.call(i, lambda i=i: self.knows[i]),
+                load_state=self.call(i, lambda state, i=i: self.knows.update({i: state})),
+            )
+            for i in range(makers)
+        ]
 
-    def call(self, maker):
-        def remote(number, version, weights):
+    def call(self, maker, does):
+        def remote(*given):
             ref = next(self.count)
-            self.answers[ref] = self.away.get(maker) or MadeBatch(number, np.zeros((1, 1), np.uint8), np.zeros(1), maker=maker)
+            away = self.away.get(maker)
+            if isinstance(away, list):  # away for so many calls
+                away = away.pop() if away else None
+            self.answers[ref] = away or does(*given)
             return ref
 
-        return remote
+        return SimpleNamespace(remote=remote)
 
     def wait(self, refs, num_returns, timeout):  # noqa: ARG002
         self.waited += timeout
         return list(refs), []
 
-    def get(self, ref):
+    def get(self, ref, timeout=None):
+        if isinstance(ref, list):
+            return [self.get(each, timeout) for each in ref]
         found = self.answers.pop(ref)
         if isinstance(found, Exception):
             raise found
@@ -108,6 +121,44 @@ def test_what_a_maker_had_that_is_gone_is_asked_of_the_other_at_once(monkeypatch
     found.ask(4, None)
     with pytest.raises(LostError, match="All synthesizers are gone"):
         found.take(wait=False)
+
+
+def test_what_makers_know_waits_for_one_that_is_being_started_again(monkeypatch):
+    found, scene = far(monkeypatch)
+    monkeypatch.setattr(making, "PATIENCE_S", 0.01)
+    scene.away = {0: [DOWN, DOWN]}
+    assert found.state() == [{"of": 0}, {"of": 1}]
+    assert len(found.handles) == 2
+
+
+def test_what_makers_know_is_without_one_that_is_gone(monkeypatch):
+    found, scene = far(monkeypatch)
+    scene.away = {0: DEAD}
+    assert found.state() == [{"of": 1}]
+    assert len(found.handles) == 1
+    scene.away = {1: DEAD}
+    with pytest.raises(LostError, match="All synthesizers are gone"):
+        found.state()
+
+
+def test_a_maker_that_stays_away_ends_a_checkpoint(monkeypatch):
+    found, scene = far(monkeypatch, 1, timeout_s=0.05, restart_s=0.05)
+    monkeypatch.setattr(making, "PATIENCE_S", 0.02)
+    scene.away = {0: DOWN}
+    with pytest.raises(LostError, match="The last checkpoint is intact"):
+        found.state()
+
+
+def test_makers_that_could_not_go_on_are_told(monkeypatch):
+    found, scene = far(monkeypatch)
+    found.load_state([{"of": 8}, {"of": 9}])
+    assert scene.knows == {0: {"of": 8}, 1: {"of": 9}}
+    scene.away = {1: RayTaskError("load_state", "", ConfigError("of another job"))}
+    with pytest.raises(ConfigError, match="of another job"):
+        found.load_state([{}, {}])
+    scene.away = {1: DEAD}
+    with pytest.raises(LostError, match="resume the run"):
+        found.load_state([{}, {}])
 
 
 def test_nothing_is_asked_for_once_it_is_closed(monkeypatch):

@@ -1,9 +1,13 @@
-"""Teachers together: what sharing an actor, dropping one, and waiting for one ask of the settings."""
+"""What sharing an actor, dropping a teacher, and waiting for one or for images ask of the settings and the hosts."""
+
+from contextlib import nullcontext
 
 import pytest
 
 from raykd.config import Data, Job, Launch, Loss, Teacher
-from raykd.launch import settings
+from raykd.errors import ConfigError, DivergenceError
+from raykd.launch import hosts, settings
+from raykd.launch.run import _keep_job as keep_job
 from raykd.resolve import resolve
 
 LOSS = {"kd": Loss("kd", aggregate="mean_probs")}
@@ -52,3 +56,42 @@ def test_workers_wait_for_each_other_longer_than_one_waits_for_a_teacher():
     (fault,) = told(job({"workers": 2}, **teachers))
     assert fault.startswith("launch.collective_timeout_s: expected above 660 s")
     assert told(job({"workers": 2, "collective_timeout_s": 700.0}, **teachers)) == []
+
+
+def test_workers_wait_for_each_other_longer_than_one_waits_for_a_batch_of_images():
+    banked = {"losses.dafl": Loss("dafl"), "synthesis.mode": "bank", "synthesis.synthesizers": 2}
+    waiting = Job(teachers={"a": Teacher()}, launch=Launch(workers=2, request_timeout_s=300.0)).replace(**banked)
+    (fault,) = [f for f in told(resolve(waiting)) if "collective" in f]
+    assert fault.startswith("launch.collective_timeout_s: expected above 600 s")
+    assert not [f for f in told(resolve(waiting.replace(**{"launch.collective_timeout_s": 601.0}))) if "collective" in f]
+
+
+@pytest.mark.parametrize("setting, may", [("synthesizers", 2), ("max_restarts", 5), ("memory_bytes", 10**6), ("steps", 9)])
+def test_where_images_are_made_may_change_between_two_starts(setting, may, tmp_path):
+    before = resolve(Job(teachers={"a": Teacher()}).replace(**{"losses.dafl": Loss("dafl"), "synthesis.mode": "bank"}))
+    keep_job(before, tmp_path, resume=False)
+    now = resolve(before.replace(**{f"synthesis.{setting}": may}))
+    if setting != "steps":
+        keep_job(now, tmp_path, resume=True)
+        return
+    with pytest.raises(ConfigError, match=r"the job has changed \(synthesis.steps"):
+        keep_job(now, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("mode, raised", [("bank", True), ("lockstep", False)])
+def test_a_rank_whose_synthesizer_diverges_does_not_leave_the_others_waiting(mode, raised, tmp_path, monkeypatch):
+    """In a bank each rank has synthesizers of its own; in turn all ranks meet it at the same step."""
+
+    def diverges(*_):
+        raise DivergenceError("Synthesis, batch 3: the images' loss is not finite.")
+
+    own = resolve(
+        Job(teachers={"a": Teacher(placement="inline")}).replace(**{"losses.dafl": Loss("dafl"), "synthesis.mode": mode})
+    )
+    monkeypatch.setattr(hosts, "learn", diverges)
+    monkeypatch.setattr(hosts, "sources", lambda *_: {})
+    config = {"folder": str(tmp_path), "job": own, "plans": [], "facts": None, "handles": {}}
+    with pytest.raises(DivergenceError) if raised else nullcontext():
+        hosts.work(0, 2, config)
+    assert "batch 3" in (tmp_path / hosts.FATAL).read_text()
+    hosts.work(1, 2, config)  # a retry finds that it is over

@@ -1,6 +1,7 @@
 """A student that learns from a bank: who is asked for how many batches, when, with which student, and how a run is resumed."""
 
 import dataclasses
+import itertools
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from raykd.exchange.bank import MadeBatch
 from raykd.resolve import resolve
 from raykd.roles.network import Facts
 from raykd.schemes.data_free import Banked, Snapshot
+from raykd.schemes.offline import ahead
 from tests.spine.making import BATCH, STEPS, banked, contents, making, provenance, records
 from tests.spine.small import At, assert_equal_states, final_state, go, trace
 
@@ -179,6 +181,30 @@ def test_batches_of_too_old_a_student_are_discarded_and_made_again(tmp_path):
     assert (fed.bank.numbers, fed._made, makers.asked) == ([0, 1, 3], 3, [])
 
 
+def test_the_bound_on_a_snapshots_age_renews_it_in_time(tmp_path):
+    """Batches that are there at once are never too old, however rarely snapshots are made otherwise."""
+    makers = Eager(room=1)
+    fed = feed(tmp_path, makers, reads=True, snapshot_every=50, staleness=3, pace=2, capacity=9)
+    steps(fed, 18)
+    assert fed.state()["stale"] == 0
+    assert max(b - a for a, b in itertools.pairwise(makers.snapshots)) <= 4
+
+
+def test_teachers_that_are_asked_ahead_get_other_batches(tmp_path):
+    """A pool of teachers has several requests under way before the student's first step."""
+    at_once = steps(feed(tmp_path, Eager(room=1), start=4), 9)
+    fed = feed(tmp_path, Eager(room=1), start=4)
+    pool = SimpleNamespace(window=4, drop=False, request=lambda batch: SimpleNamespace(result=dict))
+    found = []
+    for batch, _, _ in ahead(fed.epoch(0), {"pool": pool}):
+        found.append(batch)
+        fed.learner.step_count += 1
+    assert len(found) == 9
+    for one, other in zip(found, at_once):
+        assert torch.equal(one["sample_index"], other["sample_index"])
+    assert len({tuple(batch["sample_index"].tolist()) for batch in found}) == 9
+
+
 def test_batches_made_without_a_student_do_not_age(tmp_path):
     makers = Clerk(room=1)
     fed = feed(tmp_path, makers, staleness=1)
@@ -288,6 +314,21 @@ def test_what_was_under_way_is_asked_again_and_nothing_else(tmp_path):
     assert {student.version for _, student in others.log} == {0}, "with the student that the batches began with"
     assert torch.equal(others.log[0][1].weights["weight"], learnt)
     assert torch.equal(drawn["images"], steps(fed, 1)[0]["images"])
+
+
+def test_a_straggler_is_asked_again_and_nothing_that_was_dropped(tmp_path):
+    makers = Clerk(room=2)
+    fed = feed(tmp_path, makers, capacity=3, start=1)
+    for number in range(1, 9):
+        makers.finish(number)
+        steps(fed, 1)
+    assert 0 in makers.asked
+    others = Clerk(room=2)
+    again = feed(tmp_path, others, capacity=3, start=1)
+    again.learner.step_count = fed.learner.step_count
+    again.load_state(fed.state())
+    steps(again, 1)
+    assert numbers(others) == [0, 9], "those that were dropped are not made again"
 
 
 def test_nothing_under_way_and_nothing_to_begin_with_is_an_error(tmp_path):
