@@ -387,8 +387,9 @@ def die(_) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(name, real_data, tmp_path):
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(name, real_data, tmp_path, monkeypatch):
     """On the local backend: the same bank and the same student, bit for bit."""
+    monkeypatch.setattr("raykd.launch.run.POLL_S", 0.0)  # these steps are shorter than what a person waits
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     job = making(real_data, **METHODS[name])
     go(job, whole)
