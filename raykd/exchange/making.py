@@ -155,8 +155,7 @@ class Far:
                 self._gone(len(found), why)
             except RayError as error:
                 if time.monotonic() >= deadline:
-                    why = type(error).__name__
-                    raise LostError(f"A synthesizer is lost ({why}). The last checkpoint is intact: resume the run.") from None
+                    raise _lost(error) from None
                 time.sleep(PATIENCE_S)
         return found
 
@@ -172,10 +171,13 @@ class Far:
         except RayTaskError as error:
             raise original(error, "A synthesizer") from None
         except RayError as error:
-            why = type(error).__name__
-            raise LostError(f"A synthesizer is lost ({why}). The last checkpoint is intact: resume the run.") from None
+            raise _lost(error) from None
 
     def close(self) -> None:
         """Forgets what is under way; the actors belong to the run's driver."""
         self._under_way.clear()
         self._later.clear()
+
+
+def _lost(error: RayError) -> LostError:
+    return LostError(f"A synthesizer is lost ({type(error).__name__}). The last checkpoint is intact: resume the run.")

@@ -334,7 +334,7 @@ class Banked:
         index, data = drawn["sample_index"].numpy(), self.job.data
         keys = Keys(self.job.data_seed, np.full(len(index), step), index, data.view)
         images = torch.from_numpy(augment(drawn["images"].numpy(), keys, data.augmentation))
-        return _fields(images, drawn["labels"], drawn["sample_index"], step)
+        return _fields(images, drawn["labels"], drawn["sample_index"])
 
     def _fill(self, step: int, least: int) -> None:
         """Takes what has come and asks for more; waits while there are fewer batches than `least`."""
@@ -438,8 +438,8 @@ class Banked:
         self.makers.close()
 
 
-def _fields(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor, step: int = 0) -> Batch:
-    seeds = torch.full((len(labels),), step, dtype=torch.int32)
+def _fields(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> Batch:
+    seeds = torch.zeros(len(labels), dtype=torch.int32)
     return Batch(images=images, labels=labels, sample_index=index, augmentation_seed=seeds)
 
 
