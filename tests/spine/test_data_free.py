@@ -208,7 +208,7 @@ def test_backends_agree(real_data, tmp_path):
 
 
 FAULTS = {
-    "data.augmentation: made images": {"data.augmentation": Augmentation(crop=2)},
+    "data.augmentation: these images are made anew": {"data.augmentation": Augmentation(crop=2)},
     "data.limit: it is of training images": {"data.limit": 100},
     "data.per_class: it is of training images": {"data.per_class": 3},
     "data.holdout, data.noisy_labels: they": {"data.holdout": 0.1},

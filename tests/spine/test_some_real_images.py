@@ -171,7 +171,7 @@ def test_without_a_share_nothing_is_read(real_data):
 FAULTS = {
     "synthesis.mode: training images are read where": {"synthesis.mode": "bank"},
     "launch.workers: pseudo examples are": {"launch.workers": 2},
-    "data.augmentation: images read beside made ones are not mixed": {"data.augmentation.mixup": 0.4},
+    "data.augmentation: images of a bank, or beside made ones, are not mixed": {"data.augmentation.mixup": 0.4},
 }
 
 
