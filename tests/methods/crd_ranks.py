@@ -30,4 +30,5 @@ def rank(number, rendezvous, results):
     for step in range(2):
         made(*(t[own] for t in batch()), torch.Generator().manual_seed(10 * step + number), temperature=0.07)
     torch.save(made.state_dict(), f"{results}/{number}.pt")
+    dist.barrier()  # gloo may abort where one rank takes the group down while the other is at work
     dist.destroy_process_group()

@@ -22,4 +22,5 @@ def rank(number, rendezvous, results):
     for _ in range(2):
         own.update((1 - own(mine)).square())
     torch.save(own.state_dict(), f"{results}/{number}.pt")
+    dist.barrier()  # gloo may abort where one rank takes the group down while the other is at work
     dist.destroy_process_group()

@@ -99,4 +99,5 @@ def rank(number, rendezvous, results):
     checkpoints.save(folder, 5, number, 2, {"rank": number}, dist.barrier, keep=1)
     found["loaded"] = checkpoints.load(folder, checkpoints.newest(folder), number, 2)
     torch.save(found, results / f"{number}.pt")
+    dist.barrier()  # gloo may abort where one rank takes the group down while the other is at work
     dist.destroy_process_group()
